@@ -1,0 +1,788 @@
+//! Counters of one consumer and of one source, and plain copies of them.
+//!
+//! Promises: reading changes nothing, never waits and never holds anybody up; at every snapshot
+//! received = consumed + dropped + dead_lettered + waiting + in_flight, because waiting and in
+//! flight are derived from the rest.
+//!
+//! How that holds without a lock: each number has one kind of writer and only grows. A message is
+//! counted as received before it can be dropped or settled; [`Stats::snapshot`] reads in the other
+//! direction, settled first and received last, so what it has seen settled it also sees received.
+//!
+//! What the enqueuers write and what each worker writes stands on cache lines of its own, so that
+//! counting makes nobody wait for another core.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+/// Why a message was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Its queue was full and the overflow policy said so.
+    Overflow,
+    /// Its queue was full because the consumer has halted.
+    Halted,
+    /// The consumer gave the verdict `Drop`.
+    Refused,
+    /// The consumer gave the verdict `DeadLetter`.
+    DeadLetter,
+    /// Its attempts were used up.
+    Attempts,
+    /// The hub stopped before its turn came.
+    Stopped,
+}
+
+impl Reason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Reason; 6] = [
+        Reason::Overflow,
+        Reason::Halted,
+        Reason::Refused,
+        Reason::DeadLetter,
+        Reason::Attempts,
+        Reason::Stopped,
+    ];
+
+    /// The word for it in figures and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Overflow => "overflow",
+            Reason::Halted => "halted",
+            Reason::Refused => "refused",
+            Reason::DeadLetter => "dead_letter",
+            Reason::Attempts => "attempts",
+            Reason::Stopped => "stopped",
+        }
+    }
+}
+
+const REASONS: usize = Reason::ALL.len();
+
+/// What a consumer's worker is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum State {
+    /// It has ended.
+    Stopped,
+    /// It waits for messages.
+    Idle,
+    /// A message is with the consumer.
+    Working,
+    /// It waits for its rate limit.
+    RateLimited,
+    /// It waits for its lane.
+    LaneWait,
+    /// It waits before it tries a message again.
+    BackingOff,
+    /// It builds the consumer anew after a panic.
+    Rebuilding,
+    /// The consumer said `Halt`: nothing is delivered any more.
+    Halted,
+}
+
+impl State {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [State; 8] = [
+        State::Stopped,
+        State::Idle,
+        State::Working,
+        State::RateLimited,
+        State::LaneWait,
+        State::BackingOff,
+        State::Rebuilding,
+        State::Halted,
+    ];
+
+    /// The word for it in figures and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Stopped => "stopped",
+            State::Idle => "idle",
+            State::Working => "working",
+            State::RateLimited => "rate_limited",
+            State::LaneWait => "lane_wait",
+            State::BackingOff => "backing_off",
+            State::Rebuilding => "rebuilding",
+            State::Halted => "halted",
+        }
+    }
+}
+
+/// The counters of one consumer.
+pub struct Stats {
+    intake: Intake,
+    workers: Box<[Worker]>,
+    halted: AtomicBool,
+}
+
+/// Written by enqueuers, one at a time: the queue's lock is held.
+#[repr(align(128))]
+#[derive(Default)]
+struct Intake {
+    received: AtomicU64,
+    received_bytes: AtomicU64,
+    /// Dropped before a worker had them.
+    dropped: [AtomicU64; REASONS],
+    dropped_bytes: AtomicU64,
+    /// When the first message came that found the queue empty, in nanoseconds since 1970.
+    head_ns: AtomicU64,
+}
+
+/// The counters of one worker thread, written by that thread only.
+#[repr(align(128))]
+pub struct Worker {
+    consumed: AtomicU64,
+    dropped: [AtomicU64; REASONS],
+    dead_lettered: AtomicU64,
+    settled: AtomicU64,
+    settled_bytes: AtomicU64,
+    in_flight: AtomicU64,
+    /// When the oldest message it holds was received, in nanoseconds since 1970; 0: it holds none.
+    head_ns: AtomicU64,
+    failed: AtomicU64,
+    retried: AtomicU64,
+    panics: AtomicU64,
+    state: AtomicU8,
+    last_success_ns: AtomicU64,
+    lane_wait_ns: AtomicU64,
+    processing_ns: AtomicU64,
+    processing_max_ns: AtomicU64,
+    timed: AtomicU64,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Worker {
+            consumed: AtomicU64::new(0),
+            dropped: Default::default(),
+            dead_lettered: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
+            settled_bytes: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
+            head_ns: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            retried: AtomicU64::new(0),
+            panics: AtomicU64::new(0),
+            state: AtomicU8::new(State::Idle as u8),
+            last_success_ns: AtomicU64::new(0),
+            lane_wait_ns: AtomicU64::new(0),
+            processing_ns: AtomicU64::new(0),
+            processing_max_ns: AtomicU64::new(0),
+            timed: AtomicU64::new(0),
+        }
+    }
+}
+
+/// How a message ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// The consumer took it.
+    Consumed,
+    /// It was dropped, for this reason.
+    Dropped(Reason),
+}
+
+/// Adds to a counter that only this thread writes: a plain store, where `fetch_add` would lock the
+/// bus for each message.
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Release);
+}
+
+/// Nanoseconds since 1970 by the wall clock.
+pub fn now_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos() as u64
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Worker {
+    /// Messages from this time on are held, and so many of them are with the consumer.
+    pub fn hold(&self, head_ns: u64, in_flight: usize) {
+        self.head_ns.store(head_ns, Ordering::Release);
+        self.in_flight.store(in_flight as u64, Ordering::Release);
+    }
+
+    /// Nothing is with the consumer at the moment, though messages may be held.
+    pub fn in_hand(&self) {
+        self.in_flight.store(0, Ordering::Release);
+    }
+
+    /// Nothing is held.
+    pub fn release(&self) {
+        self.in_flight.store(0, Ordering::Release);
+        self.head_ns.store(0, Ordering::Release);
+    }
+
+    /// So many messages, of so many bytes, ended in this way.
+    pub fn settle(&self, how: Settled, messages: usize, bytes: usize) {
+        match how {
+            Settled::Consumed => add(&self.consumed, messages as u64),
+            Settled::Dropped(reason) => add(&self.dropped[reason as usize], messages as u64),
+        }
+        add(&self.settled_bytes, bytes as u64);
+        add(&self.settled, messages as u64);
+    }
+
+    /// A delivery failed.
+    pub fn failed(&self) {
+        add(&self.failed, 1);
+    }
+
+    /// A message is going to be tried again.
+    pub fn retried(&self) {
+        add(&self.retried, 1);
+    }
+
+    /// The consumer panicked.
+    pub fn panicked(&self) {
+        add(&self.panics, 1);
+    }
+
+    /// What the worker does now.
+    pub fn state(&self, state: State) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// It waited so long for its lane.
+    pub fn lane_waited(&self, time: Duration) {
+        add(&self.lane_wait_ns, nanos(time));
+    }
+
+    /// A delivery took so long, and stands for so many that were not timed.
+    pub fn timed(&self, time: Duration, weight: u32) {
+        let time = nanos(time);
+        add(&self.processing_ns, time.saturating_mul(u64::from(weight)));
+        add(&self.timed, u64::from(weight));
+        if time > self.processing_max_ns.load(Ordering::Relaxed) {
+            self.processing_max_ns.store(time, Ordering::Release);
+        }
+    }
+
+    /// A delivery succeeded at this time.
+    pub fn succeeded_at(&self, ns: u64) {
+        self.last_success_ns.store(ns, Ordering::Release);
+    }
+}
+
+impl Stats {
+    /// Counters for a consumer with so many workers.
+    pub fn new(workers: usize) -> Self {
+        Stats {
+            intake: Intake::default(),
+            workers: (0..workers).map(|_| Worker::default()).collect(),
+            halted: AtomicBool::new(false),
+        }
+    }
+
+    /// The counters of one worker.
+    pub fn worker(&self, index: usize) -> &Worker {
+        &self.workers[index]
+    }
+
+    /// Counts messages into the queue. Call with the queue's lock held, before they can be taken.
+    pub fn received(&self, messages: usize, bytes: usize, head_ns: u64) {
+        if self.depth() == 0 {
+            self.intake.head_ns.store(head_ns, Ordering::Release);
+        }
+        add(&self.intake.received_bytes, bytes as u64);
+        add(&self.intake.received, messages as u64);
+    }
+
+    /// Counts messages that were received and are dropped before a worker had them. Call with the
+    /// queue's lock held.
+    pub fn dropped(&self, reason: Reason, messages: usize, bytes: usize) {
+        add(&self.intake.dropped_bytes, bytes as u64);
+        add(&self.intake.dropped[reason as usize], messages as u64);
+    }
+
+    /// Whether the consumer said `Halt`.
+    pub fn is_halted(&self) -> bool {
+        self.halted.load(Ordering::SeqCst)
+    }
+
+    /// The consumer said `Halt`.
+    pub fn halt(&self) {
+        self.halted.store(true, Ordering::SeqCst);
+    }
+
+    /// Messages not yet settled.
+    pub fn depth(&self) -> u64 {
+        let settled: u64 = self
+            .workers
+            .iter()
+            .map(|w| w.settled.load(Ordering::Acquire))
+            .sum();
+        let dropped: u64 = self
+            .intake
+            .dropped
+            .iter()
+            .map(|count| count.load(Ordering::Acquire))
+            .sum();
+        self.intake.received.load(Ordering::Acquire) - dropped - settled
+    }
+
+    /// Their bytes.
+    pub fn depth_bytes(&self) -> u64 {
+        let settled: u64 = self
+            .workers
+            .iter()
+            .map(|w| w.settled_bytes.load(Ordering::Acquire))
+            .sum();
+        let dropped = self.intake.dropped_bytes.load(Ordering::Acquire);
+        self.intake.received_bytes.load(Ordering::Acquire) - dropped - settled
+    }
+
+    /// A copy of all numbers at this moment.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut shot = Snapshot {
+            at_ns: now_ns(),
+            ..Snapshot::default()
+        };
+        let mut head_ns = u64::MAX;
+        let mut in_flight = 0;
+        let mut state = State::Stopped;
+        for worker in &self.workers {
+            in_flight += worker.in_flight.load(Ordering::Acquire);
+            // 0, nothing held, wraps to the latest time there is.
+            head_ns = head_ns.min(worker.head_ns.load(Ordering::Acquire).wrapping_sub(1));
+            shot.consumed += worker.consumed.load(Ordering::Acquire);
+            shot.dead_lettered += worker.dead_lettered.load(Ordering::Acquire);
+            for (total, count) in shot.dropped.0.iter_mut().zip(&worker.dropped) {
+                *total += count.load(Ordering::Acquire);
+            }
+            shot.failed += worker.failed.load(Ordering::Acquire);
+            shot.retried += worker.retried.load(Ordering::Acquire);
+            shot.panics += worker.panics.load(Ordering::Acquire);
+            shot.last_success_ns = shot
+                .last_success_ns
+                .max(worker.last_success_ns.load(Ordering::Acquire));
+            shot.lane_wait_ns += worker.lane_wait_ns.load(Ordering::Acquire);
+            shot.processing_ns += worker.processing_ns.load(Ordering::Acquire);
+            shot.processing_max_ns = shot
+                .processing_max_ns
+                .max(worker.processing_max_ns.load(Ordering::Acquire));
+            shot.timed += worker.timed.load(Ordering::Acquire);
+            state = state.max(State::ALL[usize::from(worker.state.load(Ordering::Acquire))]);
+        }
+        for (total, count) in shot.dropped.0.iter_mut().zip(&self.intake.dropped) {
+            *total += count.load(Ordering::Acquire);
+        }
+        shot.queue_bytes = self.depth_bytes();
+        let queue_head_ns = self.intake.head_ns.load(Ordering::Acquire);
+        shot.received = self.intake.received.load(Ordering::Acquire);
+
+        let settled = shot.consumed + shot.dropped.total() + shot.dead_lettered;
+        shot.queue_messages = shot.received - settled;
+        // A worker that settles between the two readings shows as still in flight: at most depth.
+        shot.in_flight = in_flight.min(shot.queue_messages);
+        shot.waiting = shot.queue_messages - shot.in_flight;
+        if shot.queue_messages > 0 {
+            let head_ns = if head_ns == u64::MAX {
+                queue_head_ns
+            } else {
+                head_ns + 1
+            };
+            shot.lag = Duration::from_nanos(shot.at_ns.saturating_sub(head_ns));
+        }
+        shot.state = if self.is_halted() {
+            State::Halted
+        } else {
+            state
+        };
+        shot
+    }
+}
+
+/// Messages dropped, by [`Reason`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped([u64; REASONS]);
+
+impl Dropped {
+    /// How many for this reason.
+    pub fn of(&self, reason: Reason) -> u64 {
+        self.0[reason as usize]
+    }
+
+    /// How many in all.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// All reasons with their counts.
+    pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> {
+        Reason::ALL.into_iter().zip(self.0)
+    }
+}
+
+/// As a map from each reason's word to its count, zeros included: a reader finds every key.
+impl Serialize for Dropped {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(self.iter().map(|(reason, count)| (reason.as_str(), count)))
+    }
+}
+
+/// The numbers of one consumer at one moment: the ledger, and what is known of its work.
+#[derive(Clone, Copy, Debug)]
+pub struct Snapshot {
+    /// When, in nanoseconds since 1970.
+    pub at_ns: u64,
+    /// Messages offered to the queue.
+    pub received: u64,
+    /// Messages the consumer took.
+    pub consumed: u64,
+    /// Messages dropped, by reason.
+    pub dropped: Dropped,
+    /// Messages set aside.
+    pub dead_lettered: u64,
+    /// Messages in the queue and not with the consumer.
+    pub waiting: u64,
+    /// Messages with the consumer.
+    pub in_flight: u64,
+    /// Depth: waiting and in flight.
+    pub queue_messages: u64,
+    /// Their topics' and payloads' bytes.
+    pub queue_bytes: u64,
+    /// The age of the oldest message not yet settled; zero when there is none.
+    pub lag: Duration,
+    /// Deliveries that failed.
+    pub failed: u64,
+    /// Messages tried again.
+    pub retried: u64,
+    /// Deliveries that panicked.
+    pub panics: u64,
+    /// When a delivery last succeeded, in nanoseconds since 1970; 0: never.
+    pub last_success_ns: u64,
+    /// Time spent waiting for the lane.
+    pub lane_wait_ns: u64,
+    /// Time spent in deliveries; cheap ones are timed one in 32 and counted 32-fold.
+    pub processing_ns: u64,
+    /// The longest delivery that was timed.
+    pub processing_max_ns: u64,
+    /// How many deliveries `processing_ns` stands for.
+    pub timed: u64,
+    /// What the busiest of its workers is doing.
+    pub state: State,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Snapshot {
+            at_ns: 0,
+            received: 0,
+            consumed: 0,
+            dropped: Dropped::default(),
+            dead_lettered: 0,
+            waiting: 0,
+            in_flight: 0,
+            queue_messages: 0,
+            queue_bytes: 0,
+            lag: Duration::ZERO,
+            failed: 0,
+            retried: 0,
+            panics: 0,
+            last_success_ns: 0,
+            lane_wait_ns: 0,
+            processing_ns: 0,
+            processing_max_ns: 0,
+            timed: 0,
+            state: State::Idle,
+        }
+    }
+}
+
+impl Snapshot {
+    /// The mean time of a delivery, if any was timed.
+    pub fn processing_mean(&self) -> Option<Duration> {
+        (self.processing_ns.checked_div(self.timed)).map(Duration::from_nanos)
+    }
+}
+
+/// Why a message was refused at the source, before it had a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Not one, two or three frames, or one frame without a NUL after the topic.
+    Frames,
+    /// The topic is not UTF-8.
+    Topic,
+    /// Larger than `message_max`, as it came or decompressed.
+    Size,
+    /// It can't be decompressed.
+    Encoding,
+    /// No consumer wants its topic.
+    Unrouted,
+}
+
+impl Refusal {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Refusal; 5] = [
+        Refusal::Frames,
+        Refusal::Topic,
+        Refusal::Size,
+        Refusal::Encoding,
+        Refusal::Unrouted,
+    ];
+
+    /// The word for it in figures and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Refusal::Frames => "frames",
+            Refusal::Topic => "topic",
+            Refusal::Size => "size",
+            Refusal::Encoding => "encoding",
+            Refusal::Unrouted => "unrouted",
+        }
+    }
+}
+
+/// The counters of one source (a backend), written by its enqueuer's thread only.
+#[derive(Default)]
+pub struct SourceStats {
+    received: AtomicU64,
+    refused: [AtomicU64; Refusal::ALL.len()],
+    endpoints: Vec<EndpointStats>,
+}
+
+/// The counters of one endpoint of a source.
+#[derive(Default)]
+pub struct EndpointStats {
+    name: String,
+    connections: AtomicU64,
+    connects: AtomicU64,
+    disconnects: AtomicU64,
+    missed: AtomicU64,
+    restarts: AtomicU64,
+    sequenced: AtomicBool,
+}
+
+impl SourceStats {
+    /// Counters for a source with these endpoints.
+    pub fn new(endpoints: impl IntoIterator<Item = String>) -> Self {
+        let endpoints = endpoints.into_iter().map(|name| EndpointStats {
+            name,
+            ..Default::default()
+        });
+        SourceStats {
+            endpoints: endpoints.collect(),
+            ..Default::default()
+        }
+    }
+
+    /// So many messages came that could be read.
+    pub fn received(&self, messages: usize) {
+        add(&self.received, messages as u64);
+    }
+
+    /// A message was refused.
+    pub fn refused(&self, why: Refusal) {
+        add(&self.refused[why as usize], 1);
+    }
+
+    /// One endpoint's counters, by its place in the list given to `new`.
+    pub fn endpoint(&self, index: usize) -> &EndpointStats {
+        &self.endpoints[index]
+    }
+
+    /// A copy of all numbers at this moment.
+    pub fn snapshot(&self) -> SourceSnapshot {
+        SourceSnapshot {
+            received: self.received.load(Ordering::Acquire),
+            refused: Refused(
+                self.refused
+                    .each_ref()
+                    .map(|count| count.load(Ordering::Acquire)),
+            ),
+            endpoints: self.endpoints.iter().map(EndpointStats::snapshot).collect(),
+        }
+    }
+}
+
+impl EndpointStats {
+    /// A peer connected; answers how often one has.
+    pub fn connected(&self) -> u64 {
+        add(&self.connects, 1);
+        add(&self.connections, 1);
+        self.connects.load(Ordering::Relaxed)
+    }
+
+    /// A peer went away.
+    pub fn disconnected(&self) {
+        add(&self.disconnects, 1);
+        let connections = self.connections.load(Ordering::Relaxed);
+        self.connections
+            .store(connections.saturating_sub(1), Ordering::Release);
+    }
+
+    /// Its messages carry sequence numbers.
+    pub fn sequenced(&self) {
+        self.sequenced.store(true, Ordering::Release);
+    }
+
+    /// So many sequence numbers were skipped.
+    pub fn missed(&self, messages: u64) {
+        add(&self.missed, messages);
+    }
+
+    /// The sequence began anew.
+    pub fn restarted(&self) {
+        add(&self.restarts, 1);
+    }
+
+    fn snapshot(&self) -> EndpointSnapshot {
+        let connects = self.connects.load(Ordering::Acquire);
+        let disconnects = self.disconnects.load(Ordering::Acquire);
+        let missed = self.missed.load(Ordering::Acquire);
+        let restarts = self.restarts.load(Ordering::Acquire);
+        let sequenced = self.sequenced.load(Ordering::Acquire);
+        EndpointSnapshot {
+            endpoint: self.name.clone(),
+            connections: self.connections.load(Ordering::Acquire),
+            connects,
+            disconnects,
+            reconnects: connects.saturating_sub(1).min(disconnects),
+            gaps: missed,
+            loss: match (missed, restarts, sequenced, disconnects) {
+                (1.., ..) => Loss::Seen,
+                (0, 0, true, _) | (0, 0, false, 0) => Loss::NoneSeen,
+                _ => Loss::Possible,
+            },
+        }
+    }
+}
+
+/// The numbers of one source at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceSnapshot {
+    /// Messages that came and could be read.
+    pub received: u64,
+    /// Messages refused, by reason.
+    pub refused: Refused,
+    /// The source's endpoints.
+    pub endpoints: Vec<EndpointSnapshot>,
+}
+
+/// Messages refused, by [`Refusal`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Refused([u64; Refusal::ALL.len()]);
+
+impl Refused {
+    /// How many for this reason.
+    pub fn of(&self, why: Refusal) -> u64 {
+        self.0[why as usize]
+    }
+
+    /// All reasons with their counts.
+    pub fn iter(&self) -> impl Iterator<Item = (Refusal, u64)> {
+        Refusal::ALL.into_iter().zip(self.0)
+    }
+}
+
+/// As a map from each reason's word to its count.
+impl Serialize for Refused {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(self.iter().map(|(why, count)| (why.as_str(), count)))
+    }
+}
+
+/// The numbers of one endpoint at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndpointSnapshot {
+    /// The endpoint, as the configuration says it.
+    pub endpoint: String,
+    /// Peers connected now; always 0 for `inproc`, which libzmq does not monitor.
+    pub connections: u64,
+    /// Connections made since the start.
+    pub connects: u64,
+    /// Connections lost since the start.
+    pub disconnects: u64,
+    /// Connections made after one was lost.
+    pub reconnects: u64,
+    /// Messages that never came, by their sequence numbers.
+    pub gaps: u64,
+    /// What is known of loss before the hub.
+    pub loss: Loss,
+}
+
+/// What is known of messages lost between the publisher and the hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Sequence numbers without a gap, or no connection was ever lost.
+    NoneSeen,
+    /// A connection was lost, or a sequence began anew, and nothing tells what passed meanwhile.
+    Possible,
+    /// Sequence numbers were skipped.
+    Seen,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conservation_holds_at_every_step() {
+        let stats = Stats::new(2);
+        let check = |waiting, in_flight| {
+            let shot = stats.snapshot();
+            assert_eq!((shot.waiting, shot.in_flight), (waiting, in_flight));
+            let sum = shot.consumed + shot.dropped.total() + shot.waiting + shot.in_flight;
+            assert_eq!(shot.received, sum);
+        };
+        check(0, 0);
+        stats.received(3, 30, 1);
+        check(3, 0);
+        stats.worker(0).hold(1, 1);
+        stats.worker(1).hold(2, 1);
+        check(1, 2);
+        stats.worker(0).settle(Settled::Consumed, 1, 10);
+        stats.worker(0).release();
+        check(1, 1);
+        stats.dropped(Reason::Overflow, 1, 10);
+        check(0, 1);
+        stats
+            .worker(1)
+            .settle(Settled::Dropped(Reason::Refused), 1, 10);
+        stats.worker(1).release();
+        check(0, 0);
+        assert_eq!((stats.depth(), stats.depth_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn lag_is_the_age_of_the_oldest_message_anybody_holds() {
+        let stats = Stats::new(2);
+        assert_eq!(stats.snapshot().lag, Duration::ZERO);
+        let now = now_ns();
+        let second = 1_000_000_000;
+        stats.received(2, 2, now - 5 * second);
+        assert!(stats.snapshot().lag >= Duration::from_secs(5));
+        stats.worker(1).hold(now - 3 * second, 1);
+        let lag = stats.snapshot().lag;
+        assert!(
+            lag >= Duration::from_secs(3) && lag < Duration::from_secs(5),
+            "{lag:?}"
+        );
+    }
+
+    #[test]
+    fn loss_is_never_called_none_when_it_can_not_be_known() {
+        let source = SourceStats::new(["a".to_owned()]);
+        let loss = || source.snapshot().endpoints[0].loss;
+        source.endpoint(0).connected();
+        assert_eq!(loss(), Loss::NoneSeen);
+        source.endpoint(0).disconnected();
+        source.endpoint(0).connected();
+        assert_eq!(loss(), Loss::Possible);
+        assert_eq!(source.snapshot().endpoints[0].reconnects, 1);
+        source.endpoint(0).sequenced();
+        assert_eq!(loss(), Loss::NoneSeen);
+        source.endpoint(0).missed(2);
+        assert_eq!(loss(), Loss::Seen);
+    }
+}
