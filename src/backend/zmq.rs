@@ -1,0 +1,605 @@
+//! ZeroMQ: SUB and PULL sockets.
+//!
+//! A message is one of
+//!
+//! | frames | meaning | who sends it |
+//! |---|---|---|
+//! | `topic`, `body` | | Moksha, fedmsg, most others |
+//! | `topic NUL body` | | older Moksha |
+//! | `topic`, `body`, `number` | number: u32, little endian, counts up a topic | Bitcoin Core |
+//!
+//! Anything else is counted as refused and nothing more. Each endpoint that is connected to has a
+//! socket of its own, so that gaps and lost connections are known by endpoint, and one busy
+//! publisher can't keep the others waiting; all bound endpoints share one.
+//!
+//! Payloads below 8 KiB are copied out of libzmq's receive buffer, larger ones are handed on as
+//! they are. libzmq cuts small messages out of 8 KiB buffers (18 KiB with their counters), and one
+//! that waits in a queue would keep the whole buffer in memory: 2.3 KiB for a message of 1,000
+//! bytes, measured. A larger message has an allocation of its own (libzmq `v2_decoder.cpp`).
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use ::zmq::{Context, DONTWAIT, PollItem, Socket, SocketEvent, SocketType};
+use bytes::Bytes;
+use flate2::read::{GzDecoder, ZlibDecoder};
+use serde::Deserialize;
+use tracing::{info, warn};
+use weir_consumer::settings::{self, Mistake, duration, size};
+
+use super::Backend;
+use crate::stats::{Refusal, SourceStats};
+
+/// Payloads from this size on are not copied: what libzmq's `in_batch_size` is.
+const COPY_BELOW: usize = 8192;
+/// Topics whose sequence numbers are followed; further ones are taken unchecked.
+const SEQUENCES_MAX: usize = 16_384;
+/// How often connections are looked at while messages never cease.
+const EVENTS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What the socket is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pattern {
+    /// Everything published on the topics that consumers want.
+    #[default]
+    Sub,
+    /// A share of what is pushed.
+    Pull,
+}
+
+/// How payloads are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Encoding {
+    /// Not at all.
+    #[default]
+    None,
+    /// RFC 1952.
+    Gzip,
+    /// RFC 1950.
+    Zlib,
+}
+
+/// A `[[backend]]` section of kind `zmq`; `src/sample.toml` explains each key.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)] // said in the sample, which a test holds against this
+pub struct Settings {
+    pub socket: Pattern,
+    pub connect: Vec<String>,
+    pub bind: Vec<String>,
+    pub receive_hwm: u16,
+    #[serde(deserialize_with = "size")]
+    pub message_max: usize,
+    pub encoding: Encoding,
+    pub keep_alive: bool,
+    #[serde(deserialize_with = "duration")]
+    pub reconnect: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub reconnect_max: Duration,
+    pub curve: Option<Curve>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            socket: Pattern::default(),
+            connect: Vec::new(),
+            bind: Vec::new(),
+            receive_hwm: 50_000,
+            message_max: 16 << 20,
+            encoding: Encoding::default(),
+            keep_alive: true,
+            reconnect: Duration::from_millis(100),
+            reconnect_max: Duration::from_secs(10),
+            curve: None,
+        }
+    }
+}
+
+/// CURVE keys, each 40 characters of Z85.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Curve {
+    pub server_key: String,
+    pub public_key: String,
+    pub secret_key: String,
+}
+
+impl Settings {
+    /// Reads a section and checks what can be checked without opening anything.
+    ///
+    /// # Errors
+    /// Every mistake in it.
+    pub fn from_settings(section: &settings::Settings) -> Result<Self, Vec<Mistake>> {
+        let settings: Settings = section.parse()?;
+        let mut mistakes = Vec::new();
+        if settings.connect.is_empty() && settings.bind.is_empty() {
+            mistakes.push(section.mistake(
+                "there is nothing to read from; give `connect` or `bind`, \
+                 such as connect = [\"tcp://127.0.0.1:9940\"]",
+            ));
+        }
+        for (key, endpoints) in [("connect", &settings.connect), ("bind", &settings.bind)] {
+            for endpoint in endpoints {
+                if let Err(why) = check_endpoint(endpoint) {
+                    mistakes.push(section.mistake_at(key, why));
+                }
+            }
+        }
+        if let Some(curve) = &settings.curve {
+            if ::zmq::has("curve") != Some(true) {
+                mistakes.push(section.mistake_at(
+                    "curve",
+                    "this build's libzmq has no CURVE (it was built without libsodium); \
+                     use a tunnel such as stunnel or WireGuard instead",
+                ));
+            }
+            for (key, value) in [
+                ("curve.server_key", &curve.server_key),
+                ("curve.public_key", &curve.public_key),
+                ("curve.secret_key", &curve.secret_key),
+            ] {
+                if ::zmq::z85_decode(value).map_or(0, |key| key.len()) != 32 {
+                    mistakes.push(section.mistake_at(key, "expected 40 characters of Z85"));
+                }
+            }
+        }
+        match mistakes.is_empty() {
+            true => Ok(settings),
+            false => Err(mistakes),
+        }
+    }
+}
+
+/// Says what is wrong with an endpoint, if it is.
+///
+/// # Errors
+/// What is wrong, with an example of what would be right.
+pub fn check_endpoint(endpoint: &str) -> Result<(), String> {
+    let examples = "such as \"tcp://127.0.0.1:9940\", \"ipc:///run/weir/bus\" or \"inproc://bus\"";
+    match endpoint.split_once("://") {
+        Some(("tcp", address)) => match address.rsplit_once(':') {
+            Some((host, port))
+                if !host.is_empty() && (port == "*" || port.parse::<u16>().is_ok()) =>
+            {
+                Ok(())
+            }
+            _ => Err(format!(
+                "`{endpoint}` has no host and port; write it {examples}"
+            )),
+        },
+        Some(("ipc" | "inproc", name)) if !name.is_empty() => Ok(()),
+        Some(("ipc" | "inproc", _)) => Err(format!("`{endpoint}` has no name {examples}")),
+        Some((transport, _)) => Err(format!(
+            "`{transport}` is no transport of weir's; write it {examples}"
+        )),
+        None => Err(format!("`{endpoint}` is no endpoint; write it {examples}")),
+    }
+}
+
+/// The endpoint as libzmq wants it: it can't bind to `localhost`, and connecting there may try IPv6
+/// first.
+pub fn resolved(endpoint: &str) -> String {
+    endpoint.replacen("tcp://localhost:", "tcp://127.0.0.1:", 1)
+}
+
+/// The process's ZeroMQ context: one, so that `inproc` endpoints meet.
+pub fn context() -> &'static Context {
+    static CONTEXT: OnceLock<Context> = OnceLock::new();
+    CONTEXT.get_or_init(Context::new)
+}
+
+/// Why a socket could not be set up, for people.
+pub fn explain(action: &str, endpoint: &str, error: ::zmq::Error) -> String {
+    let remedy = match error {
+        ::zmq::Error::EADDRINUSE => {
+            "; another program, perhaps another hub, has it: stop that one or use another port"
+        }
+        ::zmq::Error::EADDRNOTAVAIL | ::zmq::Error::ENODEV => {
+            "; the address is none of this machine's: bind to 127.0.0.1, to * or to an address that `ip addr` shows"
+        }
+        ::zmq::Error::EACCES => "; permission denied: use a port above 1023 or another directory",
+        ::zmq::Error::ENOENT => "; its directory does not exist: create it first",
+        _ => "",
+    };
+    format!("can't {action} {endpoint}: {error}{remedy}")
+}
+
+/// The sockets of one section.
+pub struct Zmq {
+    inputs: Vec<Input>,
+    /// The input to read first, so that none is always last.
+    next: usize,
+    encoding: Encoding,
+    message_max: usize,
+    wake: (UnixStream, Arc<UnixStream>),
+    stats: Arc<SourceStats>,
+    events_due: Instant,
+    describe: Vec<String>,
+}
+
+/// One socket with its monitor.
+struct Input {
+    socket: Socket,
+    events: Socket,
+    /// The number that each topic's next message should have.
+    sequences: HashMap<Box<[u8]>, u32, rapidhash::fast::RandomState>,
+    /// Its endpoints' places in the counters, by what libzmq calls them. The first is the socket's.
+    endpoints: Vec<(String, usize)>,
+}
+
+impl Zmq {
+    /// Opens the sockets, subscribed to these prefixes.
+    ///
+    /// # Errors
+    /// Why not, and what to do about it.
+    pub fn open(settings: &Settings, prefixes: &[String]) -> Result<Self, String> {
+        let names = settings.connect.iter().chain(&settings.bind).cloned();
+        let stats = Arc::new(SourceStats::new(names));
+        let mut inputs = Vec::new();
+        let mut describe = Vec::new();
+        for (index, endpoint) in settings.connect.iter().enumerate() {
+            let input = Input::new(settings, prefixes)?;
+            let resolved = resolved(endpoint);
+            (input.socket.connect(&resolved))
+                .map_err(|error| explain("connect to", endpoint, error))?;
+            describe.push(format!("connects to {endpoint}"));
+            inputs.push(Input {
+                endpoints: vec![(resolved, index)],
+                ..input
+            });
+        }
+        if !settings.bind.is_empty() {
+            let mut input = Input::new(settings, prefixes)?;
+            for (index, endpoint) in settings.bind.iter().enumerate() {
+                (input.socket.bind(&resolved(endpoint)))
+                    .map_err(|error| explain("bind to", endpoint, error))?;
+                let bound = match input.socket.get_last_endpoint() {
+                    Ok(Ok(bound)) => bound.trim_end_matches('\0').to_owned(),
+                    _ => resolved(endpoint),
+                };
+                describe.push(format!("bound to {bound}"));
+                input
+                    .endpoints
+                    .push((bound, settings.connect.len() + index));
+            }
+            inputs.push(input);
+        }
+        let wake =
+            UnixStream::pair().map_err(|error| format!("can't make a socket pair: {error}"))?;
+        for end in [&wake.0, &wake.1] {
+            (end.set_nonblocking(true))
+                .map_err(|error| format!("can't set up a socket: {error}"))?;
+        }
+        Ok(Zmq {
+            inputs,
+            next: 0,
+            encoding: settings.encoding,
+            message_max: settings.message_max,
+            wake: (wake.0, Arc::new(wake.1)),
+            stats,
+            events_due: Instant::now(),
+            describe,
+        })
+    }
+
+    fn read_events(&mut self) {
+        for input in &self.inputs {
+            input.read_events(&self.stats);
+        }
+        self.events_due = Instant::now() + EVENTS_INTERVAL;
+    }
+
+    fn wait(&mut self, wait: Duration) -> Result<(), String> {
+        let mut items: Vec<PollItem<'_>> = (self.inputs.iter())
+            .flat_map(|input| [&input.socket, &input.events])
+            .map(|socket| socket.as_poll_item(::zmq::POLLIN))
+            .collect();
+        items.push(PollItem::from_fd(self.wake.0.as_raw_fd(), ::zmq::POLLIN));
+        let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+        match ::zmq::poll(&mut items, wait) {
+            Ok(_) | Err(::zmq::Error::EINTR) => {}
+            Err(error) => return Err(format!("waiting for messages: {error}")),
+        }
+        if items.last().is_some_and(PollItem::is_readable) {
+            let _ = self.wake.0.read(&mut [0; 64]); // it is awake now; more bytes say no more
+        }
+        Ok(())
+    }
+}
+
+impl Backend for Zmq {
+    fn receive(
+        &mut self,
+        accept: &mut dyn FnMut(&[u8], Bytes),
+        max: usize,
+        wait: Duration,
+    ) -> Result<usize, String> {
+        let mut received = 0;
+        for pass in 0..2 {
+            for turn in 0..self.inputs.len() {
+                let index = (self.next + turn) % self.inputs.len();
+                let input = &mut self.inputs[index];
+                let limits = (self.encoding, self.message_max);
+                received += input.receive(accept, max - received, limits, &self.stats)?;
+            }
+            self.next = (self.next + 1) % self.inputs.len();
+            if received > 0 || pass == 1 {
+                break;
+            }
+            self.read_events();
+            self.wait(wait)?;
+        }
+        if received == 0 || Instant::now() >= self.events_due {
+            self.read_events();
+        }
+        self.stats.received(received);
+        Ok(received)
+    }
+
+    fn waker(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let wake = self.wake.1.clone();
+        // A full pipe means that it is going to wake up anyway.
+        Arc::new(move || {
+            let _ = (&*wake).write(&[1]);
+        })
+    }
+
+    fn stats(&self) -> Arc<SourceStats> {
+        self.stats.clone()
+    }
+
+    fn describe(&self) -> Vec<String> {
+        self.describe.clone()
+    }
+}
+
+impl Input {
+    fn new(settings: &Settings, prefixes: &[String]) -> Result<Self, String> {
+        let pattern = match settings.socket {
+            Pattern::Sub => SocketType::SUB,
+            Pattern::Pull => SocketType::PULL,
+        };
+        Self::set_up(settings, pattern, prefixes)
+            .map_err(|error| format!("can't set up a ZeroMQ socket: {error}"))
+    }
+
+    fn set_up(
+        settings: &Settings,
+        pattern: SocketType,
+        prefixes: &[String],
+    ) -> Result<Self, ::zmq::Error> {
+        let socket = context().socket(pattern)?;
+        socket.set_linger(0)?;
+        socket.set_rcvhwm(settings.receive_hwm.into())?;
+        // Above `message_max` a message is refused and counted. Far above, libzmq cuts the
+        // connection before it makes room for it.
+        socket.set_maxmsgsize(settings.message_max.saturating_mul(4).min(1 << 40) as i64)?;
+        let millis = |time: Duration| i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
+        socket.set_reconnect_ivl(millis(settings.reconnect))?;
+        socket.set_reconnect_ivl_max(millis(settings.reconnect_max))?;
+        if settings.keep_alive {
+            // A peer that vanished without a word is noticed after 60 + 6 * 10 seconds.
+            socket.set_tcp_keepalive(1)?;
+            socket.set_tcp_keepalive_idle(60)?;
+            socket.set_tcp_keepalive_intvl(10)?;
+            socket.set_tcp_keepalive_cnt(6)?;
+        }
+        if let Some(curve) = &settings.curve {
+            let key = |text: &str| ::zmq::z85_decode(text).map_err(|_| ::zmq::Error::EINVAL);
+            socket.set_curve_serverkey(&key(&curve.server_key)?)?;
+            socket.set_curve_publickey(&key(&curve.public_key)?)?;
+            socket.set_curve_secretkey(&key(&curve.secret_key)?)?;
+        }
+        if pattern == SocketType::SUB {
+            for prefix in prefixes {
+                socket.set_subscribe(prefix.as_bytes())?;
+            }
+        }
+        let endpoint = format!("inproc://weir-events-{:p}", socket.as_raw_fd() as *const ());
+        socket.monitor(&endpoint, SocketEvent::ALL as i32)?;
+        let events = context().socket(SocketType::PAIR)?;
+        events.set_linger(0)?;
+        events.connect(&endpoint)?;
+        Ok(Input {
+            socket,
+            events,
+            sequences: HashMap::default(),
+            endpoints: Vec::new(),
+        })
+    }
+
+    fn receive(
+        &mut self,
+        accept: &mut dyn FnMut(&[u8], Bytes),
+        max: usize,
+        (encoding, message_max): (Encoding, usize),
+        stats: &SourceStats,
+    ) -> Result<usize, String> {
+        let mut frames = [
+            ::zmq::Message::new(),
+            ::zmq::Message::new(),
+            ::zmq::Message::new(),
+        ];
+        let mut received = 0;
+        // Refused messages count towards the limit too: a flood of them must not keep it here.
+        for _ in 0..max {
+            let count = match self.read_frames(&mut frames) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) => return Err(format!("reading from {}: {error}", self.endpoints[0].0)),
+            };
+            let [first, second, third] = &mut frames;
+            let (topic, body) = match count {
+                1 => match first.iter().position(|byte| *byte == 0) {
+                    Some(nul) => (&first[..nul], Body::Rest(&first[nul + 1..])),
+                    None => {
+                        stats.refused(Refusal::Frames);
+                        continue;
+                    }
+                },
+                2 => (&first[..], Body::Frame(second)),
+                3 if third.len() == 4 => {
+                    let number = u32::from_le_bytes([third[0], third[1], third[2], third[3]]);
+                    let endpoint = stats.endpoint(self.endpoints[0].1);
+                    follow(&mut self.sequences, first, number, endpoint);
+                    (&first[..], Body::Frame(second))
+                }
+                _ => {
+                    stats.refused(Refusal::Frames);
+                    continue;
+                }
+            };
+            match payload(body, encoding, message_max) {
+                Ok(payload) => {
+                    accept(topic, payload);
+                    received += 1;
+                }
+                Err(why) => stats.refused(why),
+            }
+        }
+        Ok(received)
+    }
+
+    /// Reads one message, at most three frames of which are kept; answers how many it had.
+    fn read_frames(&self, frames: &mut [::zmq::Message; 3]) -> Result<usize, ::zmq::Error> {
+        let mut count = 0;
+        loop {
+            let frame = &mut frames[count.min(2)];
+            match self.socket.recv(frame, DONTWAIT) {
+                Ok(()) => count += 1,
+                // Frames of a message arrive together, so this can only be before the first.
+                Err(::zmq::Error::EAGAIN) => return Ok(count),
+                Err(::zmq::Error::EINTR) => continue,
+                Err(error) => return Err(error),
+            }
+            if !frame.get_more() {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// Reads what libzmq tells of connections. An event is two frames: number and value, endpoint
+    /// (zmq_socket_monitor(3)).
+    fn read_events(&self, stats: &SourceStats) {
+        while let Ok(event) = self.events.recv_msg(DONTWAIT) {
+            let endpoint = match event.get_more() {
+                true => self.events.recv_bytes(DONTWAIT).unwrap_or_default(),
+                false => Vec::new(),
+            };
+            let Some(number) = event.get(..2) else {
+                continue;
+            };
+            let number = u16::from_le_bytes([number[0], number[1]]);
+            let endpoint = String::from_utf8_lossy(&endpoint);
+            let place = (self.endpoints.iter())
+                .find(|(known, _)| *known == endpoint)
+                .or(self.endpoints.first());
+            let Some((known, index)) = place else {
+                continue;
+            };
+            // Compared by number: the binding's own conversion panics on events it doesn't know.
+            if number == SocketEvent::HANDSHAKE_SUCCEEDED.to_raw() {
+                match stats.endpoint(*index).connected() {
+                    1 => info!(endpoint = known, "connected"),
+                    times => info!(endpoint = known, times, "connected again"),
+                }
+            } else if number == SocketEvent::DISCONNECTED.to_raw() {
+                stats.endpoint(*index).disconnected();
+                warn!(
+                    endpoint = known,
+                    "connection lost; messages may have been missed"
+                );
+            } else if [
+                SocketEvent::HANDSHAKE_FAILED_NO_DETAIL,
+                SocketEvent::HANDSHAKE_FAILED_PROTOCOL,
+                SocketEvent::HANDSHAKE_FAILED_AUTH,
+            ]
+            .iter()
+            .any(|failed| failed.to_raw() == number)
+            {
+                warn!(
+                    endpoint = known,
+                    "a peer connected that does not speak ZeroMQ as we do"
+                );
+            }
+        }
+    }
+}
+
+fn follow(
+    sequences: &mut HashMap<Box<[u8]>, u32, rapidhash::fast::RandomState>,
+    topic: &[u8],
+    number: u32,
+    endpoint: &crate::stats::EndpointStats,
+) {
+    let Some(next) = sequences.get_mut(topic) else {
+        if sequences.len() < SEQUENCES_MAX {
+            endpoint.sequenced();
+            sequences.insert(topic.into(), number.wrapping_add(1));
+        }
+        return;
+    };
+    match number.wrapping_sub(*next) {
+        0 => {}
+        missed @ 1..0x8000_0000 => endpoint.missed(missed.into()),
+        _ => endpoint.restarted(), // it went back
+    }
+    *next = number.wrapping_add(1);
+}
+
+enum Body<'f> {
+    /// A frame of its own, which may be taken out.
+    Frame(&'f mut ::zmq::Message),
+    /// The rest of a frame.
+    Rest(&'f [u8]),
+}
+
+fn payload(body: Body<'_>, encoding: Encoding, max: usize) -> Result<Bytes, Refusal> {
+    let bytes: &[u8] = match &body {
+        Body::Frame(frame) => frame,
+        Body::Rest(rest) => rest,
+    };
+    if bytes.len() > max {
+        return Err(Refusal::Size);
+    }
+    match encoding {
+        Encoding::Gzip => return inflate(GzDecoder::new(bytes), max),
+        Encoding::Zlib => return inflate(ZlibDecoder::new(bytes), max),
+        Encoding::None => {}
+    }
+    match body {
+        Body::Frame(frame) if frame.len() >= COPY_BELOW => Ok(Bytes::from_owner(Frame(
+            std::mem::replace(frame, ::zmq::Message::new()),
+        ))),
+        Body::Frame(frame) => Ok(Bytes::copy_from_slice(frame)),
+        Body::Rest(rest) => Ok(Bytes::copy_from_slice(rest)),
+    }
+}
+
+fn inflate(from: impl Read, max: usize) -> Result<Bytes, Refusal> {
+    let mut out = Vec::new();
+    // One more than allowed tells a payload that is as large as allowed from one that is larger.
+    from.take(max as u64 + 1)
+        .read_to_end(&mut out)
+        .map_err(|_| Refusal::Encoding)?;
+    match out.len() > max {
+        true => Err(Refusal::Size),
+        false => Ok(out.into()),
+    }
+}
+
+struct Frame(::zmq::Message);
+
+impl AsRef<[u8]> for Frame {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
