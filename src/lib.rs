@@ -1,1 +1,20 @@
-//! x
+//! weir
+pub mod backend;
+pub mod config;
+#[cfg(feature = "http")]
+pub mod control;
+pub mod enqueuer;
+pub mod forecast;
+pub mod hub;
+pub mod lifecycle;
+pub mod monitor;
+pub mod producer;
+pub mod publisher;
+pub mod queue;
+pub mod registry;
+pub mod router;
+pub mod runner;
+pub mod stats;
+pub use config::Config;
+pub use hub::Hub;
+pub use registry::Registry;

@@ -1,0 +1,910 @@
+//! The configuration: TOML with layers over it, checked as a whole.
+//!
+//! Each module owns its settings struct; this one knows the sections, and puts together every
+//! mistake in all of them before it says no. What it promises is a [`Config`] with which a hub can
+//! start: kinds exist, settings are complete, builders have agreed to them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use weir_consumer::settings::{Mistake, Origin, Settings, duration, nearest};
+use weir_consumer::{Context, HUB_KEYS, Kind, Publisher};
+
+use crate::backend::Source;
+use crate::monitor::statsd;
+use crate::registry::Registry;
+use crate::router::prefix;
+use crate::runner::{self, rate::Rate};
+use crate::{publisher, queue};
+
+/// Every key with its default and what it means.
+pub const SAMPLE: &str = include_str!("sample.toml");
+
+/// Threads of one consumer at most: a slip of the finger must not start a million.
+const WORKERS_MAX: usize = 256;
+
+/// Everything a hub needs to start.
+pub struct Config {
+    /// The `[hub]` section.
+    pub hub: Hub,
+    /// The `[[backend]]` sections.
+    pub backends: Vec<Source>,
+    /// The `[publish]` section.
+    pub publish: Option<publisher::Settings>,
+    /// The `[statsd]` section.
+    pub statsd: Option<statsd::Settings>,
+    /// The `[consumers.*]` sections.
+    pub consumers: Vec<Consumer>,
+    /// The `[producers.*]` sections.
+    pub producers: Vec<Producer>,
+}
+
+/// The `[hub]` section; `src/sample.toml` explains each key.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)] // said in the sample, which a test holds against this
+pub struct Hub {
+    pub name: String,
+    pub data_dir: PathBuf,
+    pub http: String,
+    #[serde(deserialize_with = "duration")]
+    pub stop_deadline: Duration,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Hub {
+            name: "weir".into(),
+            data_dir: "weir-data".into(),
+            http: "127.0.0.1:8907".into(),
+            stop_deadline: Duration::from_secs(10),
+        }
+    }
+}
+
+/// One consumer: what the hub reads of its section, and what is left for its kind.
+pub struct Consumer {
+    /// The instance's name.
+    pub name: String,
+    /// What builds it.
+    pub kind: Kind,
+    /// The hub's part of the section.
+    pub settings: ConsumerSettings,
+    /// The kind's part.
+    pub own: Settings,
+}
+
+/// The hub's part of a `[consumers.*]` section.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)] // said in the sample, which a test holds against this
+pub struct ConsumerSettings {
+    pub kind: Option<String>,
+    #[serde(deserialize_with = "one_or_many")]
+    pub topics: Vec<String>,
+    pub queue: queue::Settings,
+    pub workers: usize,
+    pub key: Option<String>,
+    pub retry: runner::Retry,
+    pub rate: Option<Rate>,
+    pub burst: usize,
+    pub lane: Option<String>,
+}
+
+impl Default for ConsumerSettings {
+    fn default() -> Self {
+        ConsumerSettings {
+            kind: None,
+            topics: Vec::new(),
+            queue: queue::Settings::default(),
+            workers: 1,
+            key: None,
+            retry: runner::Retry::default(),
+            rate: None,
+            burst: 1,
+            lane: None,
+        }
+    }
+}
+
+fn one_or_many<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "expected topics such as [\"org.example.\"], or \"\" for all"
+    )]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(from)? {
+        OneOrMany::One(topic) => vec![topic],
+        OneOrMany::Many(topics) => topics,
+    })
+}
+
+/// One producer: what the hub reads of its section, and what is left for its kind.
+pub struct Producer {
+    /// The instance's name.
+    pub name: String,
+    /// What builds it.
+    pub kind: Kind,
+    /// How often it is called.
+    pub interval: Duration,
+    /// The kind's part of the section.
+    pub own: Settings,
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ProducerSettings {
+    kind: Option<String>,
+    #[serde(deserialize_with = "duration")]
+    interval: Duration,
+}
+
+impl Default for ProducerSettings {
+    fn default() -> Self {
+        ProducerSettings {
+            kind: None,
+            interval: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What is wrong with a configuration: everything at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistakes(pub Vec<Mistake>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = if self.0.len() == 1 { "" } else { "s" };
+        write!(f, "{} mistake{s} in the configuration:", self.0.len())?;
+        self.0
+            .iter()
+            .try_for_each(|mistake| write!(f, "\n  {mistake}"))
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// Reads the layers of a configuration: a file, over it the environment, over that assignments.
+///
+/// `environment` may be all of it: only variables `WEIR_SECTION__KEY` are looked at.
+///
+/// # Errors
+/// When the file can't be read or parsed, or an assignment leads nowhere.
+pub fn layers(
+    file: &Path,
+    environment: impl IntoIterator<Item = (String, String)>,
+    assignments: &[String],
+) -> Result<Settings, Mistakes> {
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        let text = format!(
+            "can't be read: {error}; `weir config sample > {name}` writes one to begin with"
+        );
+        Mistakes(vec![Mistake {
+            origin: Origin::named(&name),
+            path: String::new(),
+            text,
+        }])
+    })?;
+    let mut settings =
+        Settings::from_toml(&text, &name).map_err(|mistake| Mistakes(vec![mistake]))?;
+    let mut mistakes = Vec::new();
+    for (variable, value) in environment {
+        let Some(path) = variable
+            .strip_prefix("WEIR_")
+            .filter(|path| path.contains("__"))
+        else {
+            continue;
+        };
+        let path = path.to_ascii_lowercase().replace("__", ".");
+        let origin = Origin::named(&format!("environment {variable}"));
+        mistakes.extend(settings.set(&path, &value, origin).err());
+    }
+    for assignment in assignments {
+        let origin = Origin::named(&format!("--set {assignment}"));
+        match assignment.split_once('=') {
+            Some((path, value)) => {
+                mistakes.extend(settings.set(path.trim(), value.trim(), origin).err());
+            }
+            None => mistakes.push(Mistake {
+                origin,
+                path: String::new(),
+                text: "expected KEY=VALUE, such as hub.name=fedora".into(),
+            }),
+        }
+    }
+    match mistakes.is_empty() {
+        true => Ok(settings),
+        false => Err(Mistakes(mistakes)),
+    }
+}
+
+impl Config {
+    /// Reads a configuration from TOML text; `source` names the text in mistakes.
+    ///
+    /// # Errors
+    /// Every mistake in it.
+    pub fn from_toml(text: &str, source: &str, registry: &Registry) -> Result<Self, Mistakes> {
+        let settings = Settings::from_toml(text, source).map_err(|m| Mistakes(vec![m]))?;
+        Config::from_settings(settings, registry)
+    }
+
+    /// Reads the configuration of a hub that a program feeds itself: it needs no `[[backend]]`.
+    ///
+    /// # Errors
+    /// Every mistake in it.
+    pub fn embedded(text: &str, registry: &Registry) -> Result<Self, Mistakes> {
+        let settings = Settings::from_toml(text, "weir").map_err(|m| Mistakes(vec![m]))?;
+        Config::check(settings, registry, false)
+    }
+
+    /// Checks a configuration and takes it apart.
+    ///
+    /// # Errors
+    /// Every mistake in it.
+    pub fn from_settings(settings: Settings, registry: &Registry) -> Result<Self, Mistakes> {
+        Config::check(settings, registry, true)
+    }
+
+    fn check(settings: Settings, registry: &Registry, sources: bool) -> Result<Self, Mistakes> {
+        let mut check = Check {
+            mistakes: Vec::new(),
+        };
+        let sections = [
+            "hub",
+            "backend",
+            "publish",
+            "statsd",
+            "consumers",
+            "producers",
+        ];
+        let top = settings.mistake("");
+        let (known, unknown) = settings.split(&sections);
+        for (key, value) in unknown.entries() {
+            let instead = match nearest(key, sections) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("known here: {}", sections.join(", ")),
+            };
+            check.mistakes.push(Mistake {
+                path: key.into(),
+                ..value.mistake(format!("unknown section; {instead}"))
+            });
+        }
+
+        let hub = match known.get("hub") {
+            Some(section) => check.under("hub", hub(section)).unwrap_or_default(),
+            None => Hub::default(),
+        };
+        let mut backends = Vec::new();
+        if let Some(list) = known.get("backend") {
+            // `[backend]` for the only one is what people write.
+            let lone = list.is_table().then_some(list);
+            for (index, section) in lone.into_iter().chain(list.items()).enumerate() {
+                let source = Source::from_settings(section);
+                backends.extend(check.under(&format!("backend.{index}"), source));
+            }
+        }
+        let publish = known.get("publish").and_then(|section| {
+            check.under("publish", publisher::Settings::from_settings(section))
+        });
+        let statsd = known
+            .get("statsd")
+            .and_then(|section| check.under("statsd", statsd::Settings::from_settings(section)));
+        let mut consumers = Vec::new();
+        for (name, section) in known
+            .get("consumers")
+            .into_iter()
+            .flat_map(Settings::entries)
+        {
+            let read = consumer(name, section, registry, &hub.data_dir);
+            consumers.extend(check.under(&format!("consumers.{name}"), read));
+        }
+        let mut producers = Vec::new();
+        for (name, section) in known
+            .get("producers")
+            .into_iter()
+            .flat_map(Settings::entries)
+        {
+            let read = producer(name, section, registry, &hub.data_dir);
+            producers.extend(check.under(&format!("producers.{name}"), read));
+        }
+        let at_top = |text: &str| Mistake {
+            text: text.into(),
+            ..top.clone()
+        };
+        if known
+            .get("consumers")
+            .is_none_or(|section| section.entries().next().is_none())
+        {
+            check.mistakes.push(at_top(
+                "there is no consumer, so there is nothing to do; add a section [consumers.NAME] \
+                 (`weir kinds` lists what there is)",
+            ));
+        }
+        if sources && known.get("backend").is_none() {
+            check.mistakes.push(at_top(
+                "there is nowhere to get messages from; add a section [[backend]] with \
+                 connect = [\"tcp://HOST:PORT\"]",
+            ));
+        }
+        if check.mistakes.is_empty() {
+            return Ok(Config {
+                hub,
+                backends,
+                publish,
+                statsd,
+                consumers,
+                producers,
+            });
+        }
+        check
+            .mistakes
+            .sort_by(|a, b| (&a.origin, &a.path).cmp(&(&b.origin, &b.path)));
+        Err(Mistakes(check.mistakes))
+    }
+}
+
+struct Check {
+    mistakes: Vec<Mistake>,
+}
+
+impl Check {
+    fn under<T>(&mut self, path: &str, read: Result<T, Vec<Mistake>>) -> Option<T> {
+        read.map_err(|mistakes| {
+            self.mistakes
+                .extend(mistakes.into_iter().map(|mistake| mistake.under(path)));
+        })
+        .ok()
+    }
+}
+
+fn hub(section: &Settings) -> Result<Hub, Vec<Mistake>> {
+    let hub: Hub = section.parse()?;
+    let mut mistakes = Vec::new();
+    if let Err(why) = check_name(&hub.name) {
+        mistakes.push(section.mistake_at("name", why));
+    }
+    if !hub.http.is_empty() {
+        if let Err(why) = loopback(&hub.http) {
+            mistakes.push(section.mistake_at("http", why));
+        }
+    }
+    if mistakes.is_empty() {
+        Ok(hub)
+    } else {
+        Err(mistakes)
+    }
+}
+
+/// The socket address that a loopback `http` setting means.
+///
+/// # Errors
+/// Why it is none.
+pub fn loopback(address: &str) -> Result<SocketAddr, String> {
+    let expected = "expected a loopback address and port such as \"127.0.0.1:8907\"";
+    let socket = address
+        .to_socket_addrs()
+        .ok()
+        .and_then(|mut found| found.next())
+        .ok_or_else(|| format!("{expected}, found {address:?}"))?;
+    match socket.ip().is_loopback() {
+        true => Ok(socket),
+        false => Err(format!(
+            "{expected}: {address:?} could be reached by others, and nothing protects it; \
+             let a reverse proxy on this machine serve it"
+        )),
+    }
+}
+
+/// Names end up in gauges, thread names and paths: what every such system accepts.
+fn check_name(name: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    match (1..=63).contains(&name.len()) && name.chars().all(fits) {
+        true => Ok(()),
+        false => Err(format!(
+            "{name:?} can't be a name: 1 to 63 letters, digits, `_` or `-`, \
+             so that every monitoring system accepts it"
+        )),
+    }
+}
+
+/// Splits a section, finds its kind, and reads what is the hub's.
+fn instance<T: serde::de::DeserializeOwned>(
+    name: &str,
+    section: &Settings,
+    registry: &Registry,
+    mistakes: &mut Vec<Mistake>,
+) -> (Option<T>, Option<Kind>, Settings) {
+    if !section.is_table() {
+        mistakes.push(section.mistake("expected a section of keys"));
+        return (None, None, Settings::empty(section.origin().clone()));
+    }
+    if let Err(why) = check_name(name) {
+        mistakes.push(section.mistake(why));
+    }
+    let (hub, own) = section.clone().split(&HUB_KEYS);
+    let settings = hub.parse().map_err(|found| mistakes.extend(found)).ok();
+    let asked = section.get("kind").map_or(Some(name), Settings::as_str);
+    let kind = asked.and_then(|asked| {
+        let kind = registry.get(asked);
+        if kind.is_none() {
+            let names: Vec<&str> = registry.iter().map(Kind::name).collect();
+            let instead = match nearest(asked, names.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("known: {}", names.join(", ")),
+            };
+            mistakes
+                .push(section.mistake_at("kind", format!("there is no kind `{asked}`; {instead}")));
+        }
+        kind.cloned()
+    });
+    (settings, kind, own)
+}
+
+/// What the kind says of its part; an unknown key may have been meant for the hub.
+fn kinds_own(
+    name: &str,
+    data_dir: &Path,
+    check: impl FnOnce(&Context) -> Result<(), Vec<Mistake>>,
+) -> Vec<Mistake> {
+    let context = Context::new(name, data_dir, Publisher::nowhere());
+    let mut mistakes = check(&context).err().unwrap_or_default();
+    for mistake in &mut mistakes {
+        let unknown = mistake.text.starts_with("unknown key") && !mistake.text.contains("mean");
+        if let Some(near) = nearest(&mistake.path, HUB_KEYS).filter(|_| unknown) {
+            mistake.text = format!("unknown key; did you mean `{near}`?");
+        }
+    }
+    mistakes
+}
+
+fn consumer(
+    name: &str,
+    section: &Settings,
+    registry: &Registry,
+    data_dir: &Path,
+) -> Result<Consumer, Vec<Mistake>> {
+    let mut mistakes = Vec::new();
+    let (settings, kind, own) =
+        instance::<ConsumerSettings>(name, section, registry, &mut mistakes);
+    if let Some(kind) = &kind {
+        mistakes.extend(kinds_own(name, data_dir, |context| {
+            kind.build_consumer(&own, context).map(drop)
+        }));
+    }
+    if let Some(settings) = &settings {
+        let mut wrong = |key: &str, text: &str| mistakes.push(section.mistake_at(key, text));
+        if section.get("topics").is_none() {
+            wrong("topics", "this key is missing; \"\" is everything");
+        } else if settings.topics.is_empty() {
+            wrong(
+                "topics",
+                "an empty list is nothing at all; \"\" is everything",
+            );
+        }
+        if !(1..=WORKERS_MAX).contains(&settings.workers) {
+            wrong("workers", &format!("expected 1 to {WORKERS_MAX} threads"));
+        }
+        if settings.queue.messages == 0 {
+            wrong("queue.messages", "expected room for at least 1 message");
+        }
+        if settings.queue.bytes == 0 {
+            wrong("queue.bytes", "expected room for at least 1 byte");
+        }
+        if settings.burst == 0 {
+            wrong("burst", "expected at least 1 message");
+        }
+        if settings.rate.is_none() && section.get("burst").is_some() {
+            wrong("burst", "a burst needs a `rate` to be an exception of");
+        }
+        if let Some(key) = &settings.key {
+            if !key.starts_with('/') {
+                wrong(
+                    "key",
+                    "expected a JSON pointer, which begins with `/`, such as \"/msg/id\"",
+                );
+            }
+            if settings.workers == 1 {
+                wrong(
+                    "key",
+                    "one worker keeps the order of all messages; \
+                              give `workers` or leave out `key`",
+                );
+            }
+            if settings.queue.overflow == queue::Overflow::DropOldest {
+                wrong(
+                    "key",
+                    "can't be combined with overflow = \"drop_oldest\": messages are \
+                              handed to the workers of their keys at once",
+                );
+            }
+        }
+    }
+    match (settings, kind) {
+        (Some(settings), Some(kind)) if mistakes.is_empty() => Ok(Consumer {
+            name: name.into(),
+            kind,
+            settings,
+            own,
+        }),
+        _ => Err(mistakes),
+    }
+}
+
+fn producer(
+    name: &str,
+    section: &Settings,
+    registry: &Registry,
+    data_dir: &Path,
+) -> Result<Producer, Vec<Mistake>> {
+    let mut mistakes = Vec::new();
+    let (settings, kind, own) =
+        instance::<ProducerSettings>(name, section, registry, &mut mistakes);
+    if let Some(kind) = &kind {
+        mistakes.extend(kinds_own(name, data_dir, |context| {
+            kind.build_producer(&own, context).map(drop)
+        }));
+    }
+    if settings
+        .as_ref()
+        .is_some_and(|settings| settings.interval.is_zero())
+    {
+        mistakes.push(section.mistake_at("interval", "expected more than no time at all"));
+    }
+    match (settings, kind) {
+        (Some(settings), Some(kind)) if mistakes.is_empty() => Ok(Producer {
+            name: name.into(),
+            kind,
+            interval: settings.interval,
+            own,
+        }),
+        _ => Err(mistakes),
+    }
+}
+
+impl ConsumerSettings {
+    /// The prefixes that its topics mean.
+    pub fn prefixes(&self) -> Vec<String> {
+        self.topics.iter().map(|topic| prefix(topic)).collect()
+    }
+}
+
+/// The effective configuration as TOML: every key with what it means, its value, and where a value
+/// that is not the default was written.
+///
+/// Values of keys that name a secret are not shown.
+pub fn show(settings: &Settings, registry: &Registry) -> String {
+    let mut out = String::new();
+    let sample = sample_sections(SAMPLE);
+    let mut write = |header: String, section: &Settings, samples: &[&SampleSection]| {
+        out.push_str(&format!("{header}\n"));
+        let mut shown = Vec::new();
+        for sample in samples {
+            for entry in &sample.entries {
+                out.push_str(&entry.comment);
+                let value = section.get(&entry.key);
+                match value {
+                    Some(value) => out.push_str(&assignment(&entry.key, value)),
+                    None => out.push_str(&format!("{} = {}\n", entry.key, entry.value)),
+                }
+                shown.push(entry.key.clone());
+            }
+            out.push_str(&sample.trailing);
+        }
+        for (key, value) in section
+            .entries()
+            .filter(|(key, _)| !shown.iter().any(|s| s == key))
+        {
+            out.push_str(&assignment(key, value));
+        }
+        out.push('\n');
+    };
+    let empty = Settings::empty(Origin::named(""));
+    let section = |name: &str| -> Vec<&SampleSection> { sample.get(name).into_iter().collect() };
+    write(
+        "[hub]".into(),
+        settings.get("hub").unwrap_or(&empty),
+        &section("hub"),
+    );
+    if let Some(list) = settings.get("backend") {
+        for backend in list
+            .is_table()
+            .then_some(list)
+            .into_iter()
+            .chain(list.items())
+        {
+            // Whichever way it gets its messages, the sample's address is not where.
+            write(
+                "[[backend]]".into(),
+                &with_lists(backend),
+                &section("backend"),
+            );
+        }
+    }
+    for name in ["publish", "statsd"] {
+        if let Some(given) = settings.get(name) {
+            let given = if name == "publish" {
+                with_lists(given)
+            } else {
+                given.clone()
+            };
+            write(format!("[{name}]"), &given, &section(name));
+        }
+    }
+    for (group, common) in [
+        ("consumers", "consumers.example"),
+        ("producers", "producers.heartbeat"),
+    ] {
+        for (name, given) in settings.get(group).into_iter().flat_map(Settings::entries) {
+            let kind = given.get("kind").map_or(Some(name), Settings::as_str);
+            let own = kind.and_then(|kind| registry.get(kind));
+            let own = own
+                .map(|kind| sample_sections(kind.sample_text()))
+                .unwrap_or_default();
+            let mut own = own.into_values().next().unwrap_or_default();
+            own.entries
+                .retain(|entry| !HUB_KEYS.contains(&entry.key.as_str()));
+            let mut given = given.clone();
+            if given.get("kind").is_none() {
+                let _ = given.set(
+                    "kind",
+                    &format!("{name:?}"),
+                    Origin::named("the section's name"),
+                );
+            }
+            let mut samples = section(common);
+            samples.push(&own);
+            write(format!("[{group}.{name}]"), &given, &samples);
+        }
+    }
+    out.truncate(out.trim_end().len());
+    out + "\n"
+}
+
+/// `connect` and `bind` have no default that is of use: what is not given is empty.
+fn with_lists(section: &Settings) -> Settings {
+    let mut section = section.clone();
+    for key in ["connect", "bind"] {
+        if section.get(key).is_none() {
+            let _ = section.set(key, "[]", Origin::named(""));
+        }
+    }
+    section
+}
+
+fn assignment(key: &str, value: &Settings) -> String {
+    let secret = ["secret", "password", "token"]
+        .iter()
+        .any(|word| key.contains(word) || value.entries().any(|(inner, _)| inner.contains(word)));
+    let origin = value.origin().to_string();
+    let from = if origin.is_empty() {
+        origin
+    } else {
+        format!("  # {origin}")
+    };
+    match secret {
+        true => format!("# {key} is set but not shown{from}\n"),
+        false => format!("{key} = {value}{from}\n"),
+    }
+}
+
+/// A section of a sample: its keys in order, with the comments before them.
+#[derive(Default)]
+struct SampleSection {
+    entries: Vec<SampleEntry>,
+    /// Comments after the last key: optional keys, commented out.
+    trailing: String,
+}
+
+struct SampleEntry {
+    key: String,
+    value: String,
+    comment: String,
+}
+
+/// Reads a sample line by line: the parser keeps comments, but not those after the last key with
+/// the section they belong to.
+fn sample_sections(text: &str) -> BTreeMap<String, SampleSection> {
+    let mut sections: BTreeMap<String, SampleSection> = BTreeMap::new();
+    let mut here = String::new();
+    let mut comment = String::new();
+    for line in text.lines() {
+        if line.starts_with('[') {
+            // What stands right above a header belongs to the header; an empty line divides.
+            comment.clear();
+            here = line.trim_matches(['[', ']']).to_owned();
+            sections.entry(here.clone()).or_default();
+        } else if line.trim().is_empty() {
+            if let Some(section) = sections.get_mut(&here) {
+                section.trailing.push_str(&std::mem::take(&mut comment));
+            }
+            comment.clear();
+        } else if line.starts_with('#') {
+            comment.push_str(&format!("{line}\n"));
+        } else if let (Some((key, value)), Some(section)) =
+            (line.split_once(" = "), sections.get_mut(&here))
+        {
+            section.entries.push(SampleEntry {
+                key: key.into(),
+                value: value.into(),
+                comment: std::mem::take(&mut comment),
+            });
+        }
+    }
+    if let Some(section) = sections.get_mut(&here) {
+        section.trailing.push_str(&comment);
+    }
+    sections
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, Mistakes> {
+        Config::from_toml(text, "weir.toml", &Registry::builtin())
+    }
+
+    fn mistakes(text: &str) -> Vec<String> {
+        match read(text) {
+            Ok(_) => Vec::new(),
+            Err(mistakes) => mistakes.0.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    const GOOD: &str = "[[backend]]\nconnect = ['tcp://127.0.0.1:1']\n\
+                        [consumers.null]\ntopics = ''\n";
+
+    /// Every default is what the sample says.
+    #[test]
+    fn the_sample_shows_the_defaults() {
+        let sample = read(SAMPLE).unwrap();
+        let plain = read(GOOD).unwrap();
+        let debug = |hub: &Hub| format!("{hub:?}");
+        assert_eq!(debug(&sample.hub), debug(&Hub::default()));
+        let Source::Zmq(mut zmq) = sample.backends[0].clone();
+        zmq.connect = Vec::new();
+        assert_eq!(
+            format!("{zmq:?}"),
+            format!("{:?}", crate::backend::zmq::Settings::default())
+        );
+        let mut publish = sample.publish.unwrap();
+        publish.bind = Vec::new();
+        assert_eq!(
+            format!("{publish:?}"),
+            format!("{:?}", publisher::Settings::default())
+        );
+        assert_eq!(sample.statsd, Some(statsd::Settings::default()));
+        let mut settings = sample.consumers[0].settings.clone();
+        settings.kind = None;
+        assert_eq!(settings, plain.consumers[0].settings);
+        assert_eq!(
+            sample.producers[0].interval,
+            ProducerSettings::default().interval
+        );
+    }
+
+    /// What the sample shows commented out is right as well.
+    #[test]
+    fn the_samples_optional_keys_are_read() {
+        let text: String = SAMPLE
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(key) if key.contains(" = ") && !key.contains("...") => format!("{key}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect::<String>()
+            .replace("workers = 1", "workers = 2");
+        let config = read(&text).unwrap();
+        let settings = &config.consumers[0].settings;
+        assert!(settings.key.is_some() && settings.rate.is_some() && settings.lane.is_some());
+    }
+
+    #[test]
+    fn every_section_reports_its_mistakes_at_once() {
+        let text = "[hub]\nname = 'a b'\nhttp = '0.0.0.0:80'\n\
+                    [[backend]]\nconnect = ['127.0.0.1:1']\nrecieve_hwm = 1\n\
+                    [consumers.log]\ntopics = []\nworker = 2\n\
+                    [consumers.x]\nkind = 'nul'\ntopics = ''\nrate = 'often'\n\
+                    [producers.archive]\n[wier]\n";
+        let expected = [
+            "weir.toml:2:8: hub.name: \"a b\" can't be a name",
+            "weir.toml:3:8: hub.http: expected a loopback address",
+            "weir.toml:6:1: backend.0.recieve_hwm: unknown key; did you mean `receive_hwm`?",
+            "weir.toml:8:10: consumers.log.topics: an empty list is nothing at all",
+            "weir.toml:9:1: consumers.log.worker: unknown key; did you mean `workers`?",
+            "weir.toml:11:8: consumers.x.kind: there is no kind `nul`; did you mean `null`?",
+            "weir.toml:13:8: consumers.x.rate: expected a rate such as",
+            "weir.toml:14:1: producers.archive: `archive` is a kind of consumer",
+            "weir.toml:15:1: wier: unknown section",
+        ];
+        let found = mistakes(text);
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.starts_with(expected), "{found}\n{expected}");
+        }
+    }
+
+    #[test]
+    fn no_consumer_and_no_backend_are_mistakes() {
+        let found = mistakes("");
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].contains("there is no consumer"));
+        assert!(found[1].contains("[[backend]]"));
+    }
+
+    #[test]
+    fn what_can_not_work_together_is_refused() {
+        let with = |more: &str| mistakes(&format!("{GOOD}{more}\n"));
+        assert_eq!(with(""), [""; 0]);
+        assert!(with("key = '/id'")[0].contains("give `workers`"));
+        assert!(with("key = 'id'\nworkers = 2")[0].contains("begins with `/`"));
+        assert!(
+            with("key = '/id'\nworkers = 2\nqueue.overflow = 'drop_oldest'")[0]
+                .contains("drop_oldest")
+        );
+        assert!(with("burst = 5")[0].contains("needs a `rate`"));
+        assert!(with("workers = 0")[0].contains("1 to 256"));
+        assert!(with("queue = { messages = 0 }")[0].contains("queue.messages"));
+    }
+
+    #[test]
+    fn layers_go_over_one_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("weir.toml");
+        std::fs::write(&file, format!("[hub]\nname = 'file'\nhttp = ''\n{GOOD}")).unwrap();
+        let environment = [
+            ("WEIR_HUB__NAME", "environment"),
+            ("WEIR_HUB__STOP_DEADLINE", "3s"),
+            ("WEIR_LOG", "no setting"),
+            ("HOME", "/"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let settings = layers(&file, environment, &["hub.name = assigned".to_owned()]).unwrap();
+        let shown = show(&settings, &Registry::builtin());
+        let config = Config::from_settings(settings, &Registry::builtin()).unwrap();
+        assert_eq!(config.hub.name, "assigned");
+        assert_eq!(config.hub.stop_deadline, Duration::from_secs(3));
+        assert!(shown.contains("stop_deadline = \"3s\"  # environment WEIR_HUB__STOP_DEADLINE"));
+        assert!(layers(&file, [], &["hub.name".to_owned()]).is_err());
+        assert!(layers(&dir.path().join("none"), [], &[]).is_err());
+    }
+
+    #[test]
+    fn what_is_shown_is_the_same_configuration() {
+        let registry = Registry::builtin();
+        let text = format!(
+            "{GOOD}workers = 3\nkey = '/id'\n[statsd]\n[producers.heartbeat]\n\
+             [consumers.archive]\ntopics = 'a'\nurl = 'sqlite:x.db'\n"
+        );
+        let settings = Settings::from_toml(&text, "weir.toml").unwrap();
+        let shown = show(&settings, &registry);
+        let again = Config::from_toml(&shown, "shown", &registry).map_err(|m| m.to_string());
+        let again = again.unwrap_or_else(|mistakes| panic!("{mistakes}\n{shown}"));
+        let first = Config::from_settings(settings, &registry).unwrap();
+        for (first, again) in first.consumers.iter().zip(&again.consumers) {
+            let settings = ConsumerSettings {
+                kind: again.settings.kind.clone(),
+                ..first.settings.clone()
+            };
+            assert_eq!(settings, again.settings);
+        }
+        assert!(shown.contains("# weir.toml:"), "{shown}");
+        assert!(shown.contains("url = \"sqlite:x.db\""), "{shown}");
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let text = format!("{GOOD}[statsd]\npassword = 'hush'\n");
+        let settings = Settings::from_toml(&text, "weir.toml").unwrap();
+        assert!(!show(&settings, &Registry::builtin()).contains("hush"));
+    }
+}

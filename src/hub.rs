@@ -1,0 +1,480 @@
+//! Starts, watches and stops all threads of a hub.
+//!
+//! A stop is bounded, in this order: intake ends, queues empty until the deadline, workers end with
+//! the delivery they are at, what is left is counted. A consumer that does not return even then is
+//! named and left behind; the process's end takes its thread.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use parking_lot::Mutex;
+use tracing::{info, warn};
+use weir_consumer::{Context, Publisher};
+
+use crate::backend::Backend;
+use crate::config::{self, Config};
+use crate::enqueuer::Enqueuer;
+use crate::lifecycle::{Ended, Flag, Stop, Watch};
+use crate::monitor::statsd::Statsd;
+use crate::monitor::{self, ConsumerFigures, Figures, ProducerFigures, SourceFigures, Status};
+use crate::producer::{self, ProducerStats};
+use crate::publisher::{self, Outlet, PublishStats};
+use crate::queue::Queue;
+use crate::router::{Router, narrowest};
+use crate::runner::keyed::Dispatcher;
+use crate::runner::rate::Bucket;
+use crate::runner::{self, Runner, Supply};
+use crate::stats::Stats;
+
+/// How long a worker may take to end once the deadline has come.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// A running hub.
+pub struct Hub {
+    figures: Arc<Figures>,
+    http: Option<SocketAddr>,
+    publishes: Vec<String>,
+    stop: Stop,
+    stop_deadline: Duration,
+    wakers: Vec<Arc<dyn Fn() + Send + Sync>>,
+    queues: Vec<Arc<Queue>>,
+    monitor_stop: Arc<Flag>,
+    quits: Quits,
+    threads: Threads,
+}
+
+#[derive(Default)]
+struct Quits {
+    publish: Option<publisher::Quit>,
+    #[cfg(feature = "http")]
+    control: Option<crate::control::Quit>,
+}
+
+/// The threads that have not ended.
+struct Threads {
+    watch: Watch,
+    ends: Receiver<Ended>,
+    running: HashMap<usize, (String, Role)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Intake,
+    Worker,
+    Producer,
+    Publish,
+    Service,
+}
+
+impl Threads {
+    fn spawn(
+        &mut self,
+        name: &str,
+        role: Role,
+        body: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) -> Result<(), String> {
+        let id = self.watch.spawn(name, body).map_err(|error| {
+            format!("can't start thread {name}: {error}; is there a limit on threads (ulimit -u)?")
+        })?;
+        self.running.insert(id, (name.to_owned(), role));
+        Ok(())
+    }
+
+    /// Waits until no thread of this role runs any more; answers who still does at the time.
+    fn wait(&mut self, role: Role, until: Instant) -> Vec<String> {
+        loop {
+            let left = self.running.values().filter(|(_, its)| *its == role);
+            let left: Vec<String> = left.map(|(name, _)| name.clone()).collect();
+            if left.is_empty() {
+                return left;
+            }
+            match self.ends.recv_deadline(until) {
+                Ok(ended) => {
+                    self.running.remove(&ended.id);
+                    if let Some(error) = ended.error {
+                        warn!(thread = ended.thread, error, "a thread died while stopping");
+                    }
+                }
+                Err(_) => return left,
+            }
+        }
+    }
+}
+
+/// How a stop went.
+#[derive(Debug)]
+pub struct Stopped {
+    /// The last figures.
+    pub status: Status,
+    /// Threads that did not return in time.
+    pub stuck: Vec<String>,
+    /// How long it took.
+    pub time: Duration,
+}
+
+impl Hub {
+    /// Starts a hub as configured.
+    ///
+    /// # Errors
+    /// Why it can't start, and what to do about it. Nothing of it runs then.
+    pub fn start(config: &Config) -> Result<Self, String> {
+        Hub::start_with(config, Vec::new())
+    }
+
+    /// Starts a hub that has these sources besides those of its configuration.
+    ///
+    /// # Errors
+    /// As [`start`](Hub::start).
+    pub fn start_with(config: &Config, more: Vec<Box<dyn Backend>>) -> Result<Self, String> {
+        let (watch, ends) = Watch::new();
+        let threads = Threads {
+            watch,
+            ends,
+            running: HashMap::new(),
+        };
+        let mut starting = Starting {
+            threads,
+            stop: Stop::default(),
+            monitor_stop: Arc::default(),
+            quits: Quits::default(),
+            queues: Vec::new(),
+        };
+        starting
+            .start(config, more)
+            .inspect_err(|_| starting.abandon())
+    }
+
+    /// All figures at this moment.
+    pub fn status(&self) -> Status {
+        self.figures.status()
+    }
+
+    /// What can be read of this hub.
+    pub fn figures(&self) -> &Arc<Figures> {
+        &self.figures
+    }
+
+    /// Where `GET /status` answers.
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.http
+    }
+
+    /// Where it publishes, for people.
+    pub fn publishes(&self) -> &[String] {
+        &self.publishes
+    }
+
+    /// Where the ends of its threads arrive: before a stop, each of them is a failure.
+    pub fn ends(&self) -> &Receiver<Ended> {
+        &self.threads.ends
+    }
+
+    /// Stops: no more intake, then an empty queue or the deadline, whichever comes first.
+    pub fn stop(mut self) -> Stopped {
+        let begin = Instant::now();
+        let deadline = begin + self.stop_deadline;
+        self.stop.intake.raise();
+        self.wakers.iter().for_each(|wake| wake());
+        // An enqueuer may be waiting for room (policy block): the runners make it, or the deadline.
+        let blocked = self.threads.wait(Role::Intake, deadline);
+        if !blocked.is_empty() {
+            self.queues.iter().for_each(|queue| queue.turn_away());
+            self.threads.wait(Role::Intake, Instant::now() + GRACE);
+        }
+        self.queues.iter().for_each(|queue| queue.close());
+        self.threads.wait(Role::Worker, deadline);
+        self.stop.deadline.raise();
+        let grace = Instant::now() + GRACE;
+        let mut stuck = self.threads.wait(Role::Worker, grace);
+        stuck.extend(self.threads.wait(Role::Producer, grace));
+        self.quits = Quits::default();
+        stuck.extend(self.threads.wait(Role::Publish, Instant::now() + GRACE));
+        self.monitor_stop.raise();
+        stuck.extend(self.threads.wait(Role::Service, Instant::now() + GRACE));
+        Stopped {
+            status: self.figures.status(),
+            stuck,
+            time: begin.elapsed(),
+        }
+    }
+}
+
+/// A hub in the making.
+struct Starting {
+    threads: Threads,
+    stop: Stop,
+    monitor_stop: Arc<Flag>,
+    quits: Quits,
+    queues: Vec<Arc<Queue>>,
+}
+
+impl Starting {
+    fn start(&mut self, config: &Config, more: Vec<Box<dyn Backend>>) -> Result<Hub, String> {
+        let mut publishes = Vec::new();
+        let mut publish_stats: Option<Arc<PublishStats>> = None;
+        let mut publisher = Publisher::nowhere();
+        let mut outlet = None;
+        if let Some(settings) = &config.publish {
+            let opened = Outlet::open(settings)?;
+            publishes = opened.describe.clone();
+            publish_stats = Some(opened.stats.clone());
+            publisher = opened.publisher;
+            self.quits.publish = Some(opened.quit);
+            outlet = Some(opened.outlet);
+        }
+
+        // Everything that can fail comes before the first thread.
+        let mut lanes: HashMap<&str, Arc<Mutex<()>>> = HashMap::new();
+        let mut consumers = Vec::new();
+        for consumer in &config.consumers {
+            let lane = (consumer.settings.lane.as_deref())
+                .map(|lane| lanes.entry(lane).or_default().clone());
+            consumers.push(Workers::build(consumer, &config.hub, &publisher, lane)?);
+        }
+        let mut producers = Vec::new();
+        for settings in &config.producers {
+            let context = Context::new(&settings.name, &config.hub.data_dir, publisher.clone());
+            let (kind, own) = (settings.kind.clone(), settings.own.clone());
+            let build: producer::Build = Arc::new(move || kind.build_producer(&own, &context));
+            let producer = build().map_err(|mistakes| config::Mistakes(mistakes).to_string())?;
+            producers.push((
+                settings,
+                build,
+                producer,
+                Arc::new(ProducerStats::default()),
+            ));
+        }
+        let wanted: Vec<Vec<String>> = config
+            .consumers
+            .iter()
+            .map(|consumer| consumer.settings.prefixes())
+            .collect();
+        let prefixes = narrowest(wanted.iter().flatten().cloned());
+        let mut backends = Vec::new();
+        for source in &config.backends {
+            backends.push(source.open(&prefixes)?);
+        }
+        backends.extend(more);
+        if backends.is_empty() {
+            return Err("there is nowhere to get messages from".into());
+        }
+        let statsd = config.statsd.as_ref().map(Statsd::new).transpose()?;
+
+        let figures = Arc::new(Figures {
+            hub: config.hub.name.clone(),
+            started: Instant::now(),
+            consumers: consumers.iter().map(Workers::figures).collect(),
+            sources: (backends.iter())
+                .map(|backend| SourceFigures {
+                    describe: backend.describe(),
+                    stats: backend.stats(),
+                })
+                .collect(),
+            producers: (producers.iter())
+                .map(|(settings, _, _, stats)| ProducerFigures {
+                    name: settings.name.clone(),
+                    kind: settings.kind.name().to_owned(),
+                    interval: settings.interval,
+                    stats: stats.clone(),
+                })
+                .collect(),
+            publish: publish_stats,
+        });
+        let http = self.serve(&config.hub.http, &figures)?;
+
+        let (monitored, monitor_stop) = (figures.clone(), self.monitor_stop.clone());
+        self.threads.spawn("weir-monitor", Role::Service, move || {
+            monitor::run(&monitored, statsd, &monitor_stop);
+            Ok(())
+        })?;
+        if let Some(outlet) = outlet {
+            self.threads.spawn("weir-publish", Role::Publish, move || {
+                outlet.run();
+                Ok(())
+            })?;
+        }
+        self.queues = consumers
+            .iter()
+            .map(|workers| workers.queue.clone())
+            .collect();
+        for workers in consumers {
+            workers.spawn(&mut self.threads, &self.stop)?;
+        }
+        for (settings, build, producer, stats) in producers {
+            let (name, interval) = (settings.name.clone(), settings.interval);
+            let (publisher, stop) = (publisher.clone(), self.stop.intake.clone());
+            self.threads
+                .spawn(&settings.name, Role::Producer, move || {
+                    producer::run(&name, interval, producer, &build, &publisher, &stats, &stop);
+                    Ok(())
+                })?;
+        }
+        let seq = Arc::new(AtomicU64::new(0));
+        let mut wakers = Vec::new();
+        for (index, backend) in backends.into_iter().enumerate() {
+            wakers.push(backend.waker());
+            let enqueuer = Enqueuer::new(
+                backend,
+                Router::new(wanted.clone()),
+                self.queues.clone(),
+                seq.clone(),
+                self.stop.intake.clone(),
+            );
+            let name = format!("weir-intake-{index}");
+            self.threads
+                .spawn(&name, Role::Intake, move || enqueuer.run())?;
+        }
+        info!(
+            hub = config.hub.name,
+            consumers = config.consumers.len(),
+            "started"
+        );
+        let (watch, ends) = (self.threads.watch.clone(), self.threads.ends.clone());
+        Ok(Hub {
+            figures,
+            http,
+            publishes,
+            stop: self.stop.clone(),
+            stop_deadline: config.hub.stop_deadline,
+            wakers,
+            queues: self.queues.clone(),
+            monitor_stop: self.monitor_stop.clone(),
+            quits: std::mem::take(&mut self.quits),
+            threads: Threads {
+                watch,
+                ends,
+                running: std::mem::take(&mut self.threads.running),
+            },
+        })
+    }
+
+    #[cfg(feature = "http")]
+    fn serve(&mut self, http: &str, figures: &Arc<Figures>) -> Result<Option<SocketAddr>, String> {
+        if http.is_empty() {
+            return Ok(None);
+        }
+        let (control, quit) = crate::control::Control::bind(config::loopback(http)?)?;
+        self.quits.control = Some(quit);
+        let (address, figures) = (control.address(), figures.clone());
+        self.threads
+            .spawn("weir-http", Role::Service, move || control.run(figures))?;
+        Ok(address)
+    }
+
+    #[cfg(not(feature = "http"))]
+    fn serve(&mut self, http: &str, _: &Arc<Figures>) -> Result<Option<SocketAddr>, String> {
+        if !http.is_empty() {
+            warn!("this weir was built without the feature `http`: there is no GET /status");
+        }
+        Ok(None)
+    }
+
+    /// Ends what was started of a hub that could not be.
+    fn abandon(&mut self) {
+        self.stop.intake.raise();
+        self.stop.deadline.raise();
+        self.monitor_stop.raise();
+        self.quits = Quits::default();
+        self.queues.iter().for_each(|queue| queue.close());
+    }
+}
+
+/// The workers of one consumer before they are threads.
+struct Workers<'c> {
+    config: &'c config::Consumer,
+    settings: Arc<runner::Settings>,
+    queue: Arc<Queue>,
+    consumers: Vec<Box<dyn weir_consumer::Consumer>>,
+}
+
+impl<'c> Workers<'c> {
+    fn build(
+        config: &'c config::Consumer,
+        hub: &config::Hub,
+        publisher: &Publisher,
+        lane: Option<Arc<Mutex<()>>>,
+    ) -> Result<Self, String> {
+        let settings = &config.settings;
+        let context = Context::new(&config.name, &hub.data_dir, publisher.clone());
+        let (kind, own) = (config.kind.clone(), config.own.clone());
+        let build: runner::Build = Arc::new(move || kind.build_consumer(&own, &context));
+        let consumers: Result<Vec<_>, _> = (0..settings.workers).map(|_| build()).collect();
+        let consumers = consumers.map_err(|mistakes| config::Mistakes(mistakes).to_string())?;
+        let stats = Arc::new(Stats::new(settings.workers));
+        let share_out = match (settings.workers, consumers.first()) {
+            (1, _) | (_, None) => None,
+            (_, Some(consumer)) => Some(consumer.batch_max()),
+        };
+        let queue = Arc::new(Queue::new(settings.queue.clone(), stats, share_out));
+        let bucket = |rate| Mutex::new(Bucket::new(rate, settings.burst, Instant::now()));
+        let settings = Arc::new(runner::Settings {
+            name: config.name.clone(),
+            retry: settings.retry.clone(),
+            rate: settings.rate.map(bucket),
+            batch_limit: if settings.rate.is_some() {
+                settings.burst
+            } else {
+                usize::MAX
+            },
+            lane,
+            build,
+        });
+        Ok(Workers {
+            config,
+            settings,
+            queue,
+            consumers,
+        })
+    }
+
+    fn figures(&self) -> ConsumerFigures {
+        let settings = &self.config.settings;
+        ConsumerFigures::new(
+            &self.config.name,
+            self.config.kind.name(),
+            settings.workers,
+            settings.queue.messages,
+            self.queue.stats().clone(),
+        )
+    }
+
+    fn spawn(self, threads: &mut Threads, stop: &Stop) -> Result<(), String> {
+        let name = &self.config.name;
+        let workers = self.consumers.len();
+        let mut supplies: Vec<Box<dyn Supply>> = Vec::new();
+        match &self.config.settings.key {
+            Some(key) => {
+                let (dispatcher, inboxes) =
+                    Dispatcher::new(self.queue.clone(), key.clone(), workers);
+                supplies.extend(inboxes.into_iter().map(|inbox| Box::new(inbox) as Box<_>));
+                threads.spawn(&format!("{name}.key"), Role::Worker, move || {
+                    dispatcher.run();
+                    Ok(())
+                })?;
+            }
+            None => {
+                let queue = || Box::new(self.queue.clone()) as Box<dyn Supply>;
+                supplies.extend((0..workers).map(|_| queue()));
+            }
+        }
+        for (index, (consumer, supply)) in self.consumers.into_iter().zip(supplies).enumerate() {
+            let name = if workers == 1 {
+                name.clone()
+            } else {
+                format!("{name}.{index}")
+            };
+            let (settings, queue) = (self.settings.clone(), self.queue.clone());
+            let stop = stop.clone();
+            threads.spawn(&name, Role::Worker, move || {
+                let worker = queue.stats().worker(index);
+                Runner::new(&settings, &queue, worker, supply, &stop, consumer).run();
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}
