@@ -1,20 +1,74 @@
-//! weir
-pub mod backend;
-pub mod config;
-#[cfg(feature = "http")]
-pub mod control;
-pub mod enqueuer;
-pub mod forecast;
-pub mod hub;
+//! weir is a message hub: it takes messages off a bus, gives every consumer a bounded queue and a
+//! thread of its own, and tells at any moment how far behind each consumer is.
+//!
+//! ```text
+//! backend ─► enqueuer thread ─┬─► queue ─► runner thread ─► consumer
+//!                             ├─► queue ─► runner thread ─► consumer
+//!                             └─► queue ─► runner thread ─► consumer
+//! monitor thread: samples every queue's counters ─► statsd
+//! control thread: HTTP ─► GET /status
+//! ```
+//!
+//! One hop from intake to consumer. The hub calls the consumer; a consumer never drives the hub.
+//!
+//! # Where to begin reading
+//!
+//! A message's way is [`enqueuer`] (take a batch off the backend), [`router`] (who wants it),
+//! [`queue`] (push, within the bounds), [`runner`] (deliver, settle). Modules stand below in the
+//! order of import: each uses only what stands above it.
+//!
+//! # What is deliberately not here
+//!
+//! - **A lock, an allocation that could be shared, or a metric call a message.** Consumers that want
+//!   the whole of a batch share it; counters have one writer each and are sampled.
+//! - **Loading of foreign libraries.** A hub of one's own is a `main` of three lines:
+//!   [`Registry`].
+//! - **Exactly once, and transformation pipelines.**
+//!
+//! # Examples
+//!
+//! A hub inside a program, fed by it:
+//!
+//! ```
+//! use weir::{Config, Hub, Registry, backend::memory::Memory};
+//!
+//! let config = "[hub]\nhttp = ''\n[consumers.null]\ntopics = ''\n";
+//! let config = Config::embedded(config, &Registry::builtin())?;
+//! let (feed, backend) = Memory::new(100);
+//! let hub = Hub::start_with(&config, vec![Box::new(backend)])?;
+//! feed.send("org.example.a", "hello").unwrap();
+//! # while hub.status().consumers[0].consumed == 0 { std::thread::yield_now(); }
+//! let stopped = hub.stop();
+//! assert_eq!(stopped.status.consumers[0].consumed, 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
 pub mod lifecycle;
-pub mod monitor;
+pub mod stats;
+
+pub mod forecast;
+pub mod queue;
+
+pub mod backend;
+pub mod router;
+
+pub mod enqueuer;
+pub mod runner;
+
 pub mod producer;
 pub mod publisher;
-pub mod queue;
+
+pub mod monitor;
+
+#[cfg(feature = "http")]
+pub mod control;
 pub mod registry;
-pub mod router;
-pub mod runner;
-pub mod stats;
+
+pub mod config;
+pub mod hub;
+
+pub mod cli;
+
 pub use config::Config;
 pub use hub::Hub;
 pub use registry::Registry;

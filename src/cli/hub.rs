@@ -1,0 +1,243 @@
+//! `weir hub`: run a hub until it is told to stop.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use clap::Args;
+use crossbeam_channel::{Receiver, never, select, tick};
+use sd_notify::NotifyState;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tracing::{error, info};
+
+use super::{ConfigArgs, Failure};
+use crate::config::Config;
+use crate::hub::{self, Stopped};
+use crate::monitor::ConsumerStatus;
+use crate::registry::Registry;
+
+/// Runs a hub until SIGTERM or SIGINT; a second signal ends it at once.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  weir hub --config weir.toml
+  weir hub --config weir.toml --set hub.name=fedora --set consumers.archive.workers=2
+  WEIR_HUB__HTTP=127.0.0.1:9000 weir hub --config weir.toml")]
+pub(super) struct Hub {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print the final ledger as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Hub {
+    pub(super) fn run(&self, registry: &Registry) -> Result<(), Failure> {
+        let config = self.config.load(registry)?;
+        let signals = signals()?;
+        let hub = hub::Hub::start(&config).map_err(Failure::run)?;
+        eprint!("{}", banner(&config, &hub));
+        notify(&[NotifyState::Ready]);
+        let watchdog = match sd_notify::watchdog_enabled() {
+            Some(limit) => tick(limit / 3),
+            None => never(),
+        };
+        let died = loop {
+            select! {
+                recv(signals) -> signal => {
+                    let signal = signal.unwrap_or(SIGTERM);
+                    info!(signal, deadline = ?config.hub.stop_deadline, "stopping; again: at once");
+                    break None;
+                }
+                recv(hub.ends()) -> ended => break Some(match ended {
+                    Ok(ended) => format!(
+                        "thread {} ended: {}",
+                        ended.thread,
+                        ended.error.unwrap_or_else(|| "for no reason".into())
+                    ),
+                    Err(_) => "no thread is left".into(),
+                }),
+                recv(watchdog) -> _ => notify(&[NotifyState::Watchdog]),
+            }
+        };
+        if let Some(died) = &died {
+            error!(died, "a thread of the hub died; stopping");
+        }
+        notify(&[NotifyState::Stopping]);
+        let stopped = hub.stop();
+        match self.json {
+            true => println!("{}", serde_json::json!(stopped.status)),
+            false => eprint!("{}", ledger(&stopped)),
+        }
+        match died {
+            None => Ok(()),
+            Some(died) => Err(Failure::run(died)),
+        }
+    }
+}
+
+/// Tells the service manager, if there is one.
+fn notify(state: &[NotifyState<'_>]) {
+    // Without NOTIFY_SOCKET this does nothing; with one that is gone nothing can be done.
+    let _ = sd_notify::notify(state);
+}
+
+/// The first SIGTERM or SIGINT; a second one ends the process.
+pub(super) fn signals() -> Result<Receiver<i32>, Failure> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let (first, received) = crossbeam_channel::bounded(1);
+    std::thread::Builder::new()
+        .name("weir-signals".into())
+        .spawn(move || {
+            for (count, signal) in signals.forever().enumerate() {
+                if count > 0 || first.send(signal).is_err() {
+                    std::process::exit(128 + signal);
+                }
+            }
+        })?;
+    Ok(received)
+}
+
+/// What was loaded and what it listens on, on one screen.
+fn banner(config: &Config, hub: &hub::Hub) -> String {
+    let mut out = format!(
+        "weir {} hub {}\n",
+        env!("CARGO_PKG_VERSION"),
+        config.hub.name
+    );
+    for source in &hub.figures().sources {
+        for line in &source.describe {
+            let _ = writeln!(out, "  in        {line}");
+        }
+    }
+    for line in hub.publishes() {
+        let _ = writeln!(out, "  out       {line}");
+    }
+    if let Some(http) = hub.http() {
+        let _ = writeln!(out, "  status    http://{http}/status");
+    }
+    if let Some(statsd) = &config.statsd {
+        let _ = writeln!(
+            out,
+            "  statsd    {} every {:?}",
+            statsd.address, statsd.interval
+        );
+    }
+    // One screen: with very many consumers, the rest is counted.
+    const LINES_MAX: usize = 15;
+    for consumer in config.consumers.iter().take(LINES_MAX) {
+        let settings = &consumer.settings;
+        let mut about = format!("{} ({})", consumer.name, consumer.kind.name());
+        let topics: Vec<_> = settings
+            .topics
+            .iter()
+            .map(|t| if t.is_empty() { "everything" } else { t })
+            .collect();
+        let _ = write!(about, " <- {}", topics.join(", "));
+        let overflow = format!("{:?}", settings.queue.overflow);
+        let _ = write!(about, "; room for {}, {overflow}", settings.queue.messages);
+        if settings.workers > 1 {
+            let _ = write!(about, "; {} workers", settings.workers);
+        }
+        if let Some(lane) = &settings.lane {
+            let _ = write!(about, "; lane {lane}");
+        }
+        let _ = writeln!(out, "  consumer  {about}");
+    }
+    if let Some(more) = config
+        .consumers
+        .len()
+        .checked_sub(LINES_MAX)
+        .filter(|more| *more > 0)
+    {
+        let _ = writeln!(out, "  ... and {more} consumers more");
+    }
+    for producer in &config.producers {
+        let (name, kind) = (&producer.name, producer.kind.name());
+        let _ = writeln!(
+            out,
+            "  producer  {name} ({kind}) every {:?}",
+            producer.interval
+        );
+    }
+    out
+}
+
+/// The final ledger: where every message went.
+pub(super) fn ledger(stopped: &Stopped) -> String {
+    let consumers = &stopped.status.consumers;
+    let width = consumers
+        .iter()
+        .map(|c| c.name.len())
+        .max()
+        .unwrap_or(0)
+        .max(8);
+    let mut out = format!(
+        "{:width$} {:>12} {:>12} {:>10} {:>10} {:>10}\n",
+        "consumer", "received", "consumed", "dropped", "waiting", "in flight"
+    );
+    for consumer in consumers {
+        let ConsumerStatus {
+            name,
+            received,
+            consumed,
+            dropped,
+            ..
+        } = consumer;
+        let reasons: Vec<String> = (dropped.iter())
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| format!("{} {count}", reason.as_str()))
+            .collect();
+        let reasons = if reasons.is_empty() {
+            String::new()
+        } else {
+            format!("  ({})", reasons.join(", "))
+        };
+        let _ = writeln!(
+            out,
+            "{name:width$} {received:>12} {consumed:>12} {:>10} {:>10} {:>10}{reasons}",
+            dropped.total(),
+            consumer.waiting,
+            consumer.in_flight
+        );
+    }
+    let mut notes = Vec::new();
+    for source in &stopped.status.sources {
+        for (why, count) in source
+            .counters
+            .refused
+            .iter()
+            .filter(|(_, count)| *count > 0)
+        {
+            notes.push(format!(
+                "{count} messages refused at the source: {}",
+                why.as_str()
+            ));
+        }
+        for endpoint in &source.counters.endpoints {
+            use crate::stats::Loss;
+            match endpoint.loss {
+                Loss::NoneSeen => {}
+                Loss::Possible => notes.push(format!(
+                    "{}: connection lost {} times, loss possible",
+                    endpoint.endpoint, endpoint.disconnects
+                )),
+                Loss::Seen => notes.push(format!(
+                    "{}: {} messages never came, by their sequence numbers",
+                    endpoint.endpoint, endpoint.gaps
+                )),
+            }
+        }
+    }
+    for thread in &stopped.stuck {
+        notes.push(format!(
+            "thread {thread} did not return in time and was left behind"
+        ));
+    }
+    for note in notes {
+        let _ = writeln!(out, "{note}");
+    }
+    let seconds = Duration::from_millis(stopped.time.as_millis() as u64);
+    let _ = writeln!(out, "stopped in {seconds:?}");
+    out
+}
