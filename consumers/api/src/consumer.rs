@@ -1,5 +1,6 @@
 //! The trait that a consumer is, its relative that makes messages, and how the hub calls them.
 
+use std::any::Any;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -70,20 +71,31 @@ pub enum Delivery {
 
 /// Delivers messages to a consumer as the hub does: one by `consume`, several by `consume_batch`, panics caught.
 pub fn deliver(consumer: &mut dyn Consumer, batch: &[Message]) -> Delivery {
-    // Unwind safety: after a panic the caller discards the consumer, so nobody sees its broken state.
-    let outcome = catch_unwind(AssertUnwindSafe(|| match batch {
+    caught(|| match batch {
         [message] => consumer.consume(message),
         batch => consumer.consume_batch(batch),
-    }));
-    match outcome {
+    })
+}
+
+/// Calls a consumer's `tick` as the hub does, panics caught.
+pub fn tick(consumer: &mut dyn Consumer) -> Delivery {
+    caught(|| consumer.tick())
+}
+
+fn caught(call: impl FnOnce() -> Result) -> Delivery {
+    // Unwind safety: after a panic the caller discards the consumer, so nobody sees its broken state.
+    match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(())) => Delivery::Consumed,
         Ok(Err(failure)) => Delivery::Failed(failure),
-        Err(panic) => Delivery::Panicked(
-            (panic.downcast_ref::<&str>().map(ToString::to_string))
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_else(|| "a panic without a text".to_owned()),
-        ),
+        Err(panic) => Delivery::Panicked(panic_text(&*panic).to_owned()),
     }
+}
+
+/// The text of a caught panic.
+pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    (panic.downcast_ref::<&str>().copied())
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a text")
 }
 
 /// Makes a consumer of a function.

@@ -29,17 +29,26 @@
 //!
 //! Modules stand in the order in which they may use one another.
 
-mod consumer;
 mod failure;
-mod kind;
 mod message;
+
 mod publisher;
+
+mod consumer;
 pub mod settings;
+
+mod kind;
+
 pub mod testkit;
 
 pub use bytes::Bytes;
-pub use consumer::{Consumer, Delivery, Producer, decoding, deliver, from_fn};
+pub use consumer::{Consumer, Delivery, Producer, decoding, deliver, from_fn, panic_text, tick};
 pub use failure::{Failure, OrVerdict, Result, Verdict};
-pub use kind::{Context, Kind, Role};
+pub use kind::{Context, HUB_KEYS, Kind, Role};
 pub use message::Message;
 pub use publisher::{PublishError, Publisher};
+
+// Compiles and runs the examples of the authoring guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/consumers.md")]
+struct AuthoringGuide;

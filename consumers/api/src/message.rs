@@ -68,6 +68,11 @@ impl Message {
         UNIX_EPOCH + Duration::from_nanos(self.0.received_ns)
     }
 
+    /// The same as nanoseconds since 1970.
+    pub fn received_ns(&self) -> u64 {
+        self.0.received_ns
+    }
+
     /// Its number in the hub's order of intake, from 1.
     pub fn seq(&self) -> u64 {
         self.0.seq

@@ -117,9 +117,6 @@ pub fn build(kind: &Kind, toml: &str, data_dir: &Path) -> Result<Box<dyn Consume
 /// # Panics
 /// When the sample is not a section `[consumers.NAME]` or `[producers.NAME]`.
 pub fn sample_settings(kind: &Kind) -> Settings {
-    const HUB_KEYS: [&str; 10] = [
-        "kind", "topics", "queue", "workers", "key", "retry", "rate", "burst", "lane", "interval",
-    ];
     let sample = match Settings::from_toml(kind.sample_text(), "sample.toml") {
         Ok(sample) => sample,
         Err(mistake) => panic!("{mistake}"),
@@ -131,7 +128,7 @@ pub fn sample_settings(kind: &Kind) -> Settings {
     let Some(section) = section else {
         panic!("the sample of `{}` has no section", kind.name())
     };
-    section.split(&HUB_KEYS).1
+    section.split(&crate::HUB_KEYS).1
 }
 
 /// What a consumer published, in order.

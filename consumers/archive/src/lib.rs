@@ -1,1 +1,352 @@
-//! x
+//! The kind `archive`: every message into a database, where it stays.
+//!
+//! What it promises:
+//!
+//! 1. A message is settled only after the transaction that holds it was committed.
+//! 2. What waits is written together, in one transaction: all of a batch or nothing of it.
+//! 3. A file that is not a weir archive, or one of a later version, is not touched.
+//!
+//! A message that is delivered again (after a crash between commit and settling) is stored again:
+//! the hub delivers at least once, and two equal messages of a bus are still two.
+//!
+//! What it leaves to others: trying for as long as a full disk lasts (`retry = { attempts = 0 }`, a
+//! key of the hub; after its attempts a message is dropped); deleting what is old; queries by topic
+//! or time (`messages` is a plain table, and whoever queries it often adds the index that the query
+//! needs); and leaving the file alone while the hub runs: SQLite does not stand a database that is
+//! moved away under it.
+
+mod sqlite;
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use weir_consumer::{Consumer, Context, Kind, Message, Result};
+
+use sqlite::{Sqlite, Synchronous};
+
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    url: Url,
+    /// Messages in one transaction.
+    batch_max: NonZeroUsize,
+    synchronous: Synchronous,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            url: Url::Sqlite("archive.db".into()),
+            batch_max: const { NonZeroUsize::new(1000).expect("1000 is not 0") },
+            synchronous: Synchronous::Normal,
+        }
+    }
+}
+
+/// Where the database is; one variant for each kind of database.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(try_from = "String")]
+enum Url {
+    Sqlite(PathBuf),
+}
+
+impl TryFrom<String> for Url {
+    type Error = String;
+
+    fn try_from(url: String) -> std::result::Result<Self, String> {
+        const SUPPORTED: &str = "supported is a file of SQLite, such as \"sqlite:archive.db\" or \
+                                 \"sqlite:/var/lib/weir/archive.db\"";
+        let problem = match url.split_once(':') {
+            None => format!("{url:?} has no scheme"),
+            Some(("sqlite", "")) => "the path is missing".into(),
+            Some(("sqlite", ":memory:")) => "an archive in memory would archive nothing".into(),
+            // Nobody means `//name` as a path from the root, or `?` as a part of the name.
+            Some(("sqlite", path)) if path.starts_with("//") && !path.starts_with("///") => {
+                format!("{url:?} names a host; SQLite knows none")
+            }
+            Some(("sqlite", path)) if path.contains('?') => {
+                format!("{url:?} has options after `?`; there are none")
+            }
+            Some(("sqlite", path)) => return Ok(Url::Sqlite(path.into())),
+            Some((scheme, _)) => format!("the scheme `{scheme}` is not supported"),
+        };
+        Err(format!("{problem}; {SUPPORTED}"))
+    }
+}
+
+struct Archive {
+    path: PathBuf,
+    batch_max: usize,
+    synchronous: Synchronous,
+    /// None before the first message and after an error.
+    connection: Option<Sqlite>,
+}
+
+/// The kind `archive`.
+pub fn kind() -> Kind {
+    Kind::consumer("archive", build)
+        .summary("writes every message into an SQLite database")
+        .sample(include_str!("../sample.toml"))
+}
+
+fn build(settings: Settings, context: &Context) -> Result<Archive> {
+    let Url::Sqlite(path) = settings.url;
+    Ok(Archive {
+        path: context.data_dir().join(path),
+        batch_max: settings.batch_max.get(),
+        synchronous: settings.synchronous,
+        connection: None,
+    })
+}
+
+impl Consumer for Archive {
+    fn consume(&mut self, message: &Message) -> Result {
+        self.consume_batch(std::slice::from_ref(message))
+    }
+
+    fn batch_max(&self) -> usize {
+        self.batch_max
+    }
+
+    fn consume_batch(&mut self, batch: &[Message]) -> Result {
+        // Taken out, and put back only after all went well: an error discards the connection, which
+        // undoes what it had not committed, and the next attempt connects as the first one did.
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => Sqlite::connect(&self.path, self.synchronous)?,
+        };
+        connection.insert(batch)?;
+        self.connection = Some(connection);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use rusqlite::Connection;
+    use weir_consumer::testkit::{Harness, build, conformance, sample_settings};
+    use weir_consumer::{Publisher, Verdict};
+
+    use super::*;
+
+    /// An archive in `archive.db` of the directory, not connected yet.
+    fn archive(data_dir: &Path) -> Harness<Archive> {
+        let context = Context::new("archive", data_dir, Publisher::nowhere());
+        Harness::new(super::build(Settings::default(), &context).unwrap())
+    }
+
+    /// A second connection to it.
+    fn reader(data_dir: &Path) -> Connection {
+        Connection::open(data_dir.join("archive.db")).unwrap()
+    }
+
+    fn topics(reader: &Connection) -> Vec<String> {
+        let mut select = reader
+            .prepare("SELECT topic FROM messages ORDER BY id")
+            .unwrap();
+        let topics = select.query_map((), |row| row.get(0)).unwrap();
+        topics.map(std::result::Result::unwrap).collect()
+    }
+
+    #[test]
+    fn the_sample_shows_the_defaults() {
+        let sample: Settings = sample_settings(&kind()).parse().unwrap();
+        assert_eq!(sample, Settings::default());
+    }
+
+    #[test]
+    fn bad_settings_are_refused_with_what_would_be_right() {
+        let toml = "batch_max = 0\nsynchronous = 'fast'\nulr = 'sqlite:a'\nurl = 'mysql://host/a'";
+        let mistakes = build(&kind(), toml, Path::new("")).err().unwrap();
+        let texts: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "archive:1:13: batch_max: expected a whole number of at least 1, found the number 0",
+                "archive:2:15: synchronous: unknown value `fast`; known here: normal, full, off",
+                "archive:3:1: ulr: unknown key; did you mean `url`?",
+                "archive:4:7: url: the scheme `mysql` is not supported; supported is a file of \
+                 SQLite, such as \"sqlite:archive.db\" or \"sqlite:/var/lib/weir/archive.db\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_url_that_would_surprise_is_refused() {
+        let problem = |url: &str| Url::try_from(url.to_owned()).unwrap_err();
+        assert!(problem("archive.db").starts_with("\"archive.db\" has no scheme; supported"));
+        assert!(problem("sqlite:").starts_with("the path is missing; supported"));
+        assert!(problem("sqlite::memory:").starts_with("an archive in memory would"));
+        assert!(problem("sqlite://archive.db").contains("names a host"));
+        assert!(problem("sqlite:archive.db?mode=ro").contains("options"));
+        let sqlite = |path: &str| Ok(Url::Sqlite(path.into()));
+        assert_eq!(Url::try_from("sqlite:a/b.db".to_owned()), sqlite("a/b.db"));
+        assert_eq!(Url::try_from("sqlite:///a.db".to_owned()), sqlite("/a.db"));
+    }
+
+    #[test]
+    fn building_creates_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let _archive = archive(dir.path());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn it_stands_what_every_consumer_has_to_stand() {
+        let dir = tempfile::tempdir().unwrap();
+        conformance(|| build(&kind(), "url = 'sqlite:new/archive.db'", dir.path()).unwrap());
+    }
+
+    #[test]
+    fn what_was_settled_is_read_back_with_a_second_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = dir.path().join("created/on first use");
+        let mut archive = archive(&data_dir);
+        let messages: [(&str, &[u8]); 4] = [
+            ("org.example.a", br#"{"id": 7}"#),
+            ("org.example.b", b"\xff\xfe"),
+            ("org.example.c", b"one\0two"),
+            ("", b""),
+        ];
+        assert_eq!(archive.feed_batch(messages), Ok(()));
+
+        let reader = reader(&data_dir);
+        for (id, (topic, payload)) in (1..).zip(messages) {
+            let found: (String, Vec<u8>, i64) = reader
+                .query_row(
+                    "SELECT topic, CAST(payload AS BLOB), received_ns FROM messages WHERE id = ?1",
+                    [id],
+                    |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+                )
+                .unwrap();
+            assert_eq!((found.0.as_str(), found.1.as_slice()), (topic, payload));
+            assert!(found.2 > 1_500_000_000_000_000_000, "{}", found.2);
+        }
+        let text = |sql: &str| reader.query_row(sql, (), |row| row.get::<_, String>(0));
+        assert_eq!(
+            text("SELECT group_concat(typeof(payload)) FROM messages").unwrap(),
+            "text,blob,blob,text"
+        );
+        let id = "SELECT CAST(payload ->> '$.id' AS TEXT) FROM messages WHERE id = 1";
+        assert_eq!(text(id).unwrap(), "7");
+        assert_eq!(text("PRAGMA journal_mode").unwrap(), "wal");
+    }
+
+    #[test]
+    fn a_failing_transaction_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut archive = archive(dir.path());
+        assert_eq!(archive.feed("first", ""), Ok(()));
+        let reader = reader(dir.path());
+        let trigger = "CREATE TRIGGER refuse BEFORE INSERT ON messages WHEN NEW.topic = 'bad'
+                       BEGIN SELECT RAISE(ABORT, 'refused'); END";
+        reader.execute_batch(trigger).unwrap();
+
+        let batch = [("good", ""), ("bad", ""), ("good too", "")];
+        assert_eq!(archive.feed_batch(batch), Err(Verdict::Retry));
+        assert!(archive.last_failure().unwrap().starts_with("refused"));
+        assert_eq!(topics(&reader), ["first"]);
+
+        // As the hub then does: one by one.
+        assert_eq!(archive.feed("good", ""), Ok(()));
+        assert_eq!(archive.feed("bad", ""), Err(Verdict::Retry));
+        assert_eq!(archive.feed("good too", ""), Ok(()));
+        assert_eq!(topics(&reader), ["first", "good", "good too"]);
+    }
+
+    #[test]
+    fn an_error_discards_the_connection_and_the_next_attempt_connects() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut archive = archive(dir.path());
+        assert_eq!(archive.feed("first", ""), Ok(()));
+        let writer = reader(dir.path());
+        writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+        assert_eq!(archive.feed("second", ""), Err(Verdict::Retry));
+        let failure = archive.last_failure().unwrap();
+        assert!(failure.starts_with("database is locked"), "{failure}");
+        assert!(archive.consumer().connection.is_none());
+        writer.execute_batch("COMMIT").unwrap();
+        assert_eq!(archive.feed("second", ""), Ok(()));
+        assert_eq!(topics(&writer), ["first", "second"]);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let in_the_way = dir.path().join("data");
+        fs::write(&in_the_way, "").unwrap();
+        let mut archive = archive(&in_the_way);
+        assert_eq!(archive.feed("a", ""), Err(Verdict::Retry));
+        fs::remove_file(&in_the_way).unwrap();
+        assert_eq!(archive.feed("a", ""), Ok(()));
+    }
+
+    #[test]
+    fn two_instances_share_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut one, mut other) = (archive(dir.path()), archive(dir.path()));
+        assert_eq!(one.feed("a", ""), Ok(()));
+        assert_eq!(other.feed("b", ""), Ok(()));
+        assert_eq!(one.feed("c", ""), Ok(()));
+        assert_eq!(topics(&reader(dir.path())), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn an_archive_is_continued() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(archive(dir.path()).feed("before", ""), Ok(()));
+        assert_eq!(archive(dir.path()).feed("after", ""), Ok(()));
+        assert_eq!(topics(&reader(dir.path())), ["before", "after"]);
+    }
+
+    /// Feeds one message to an archive in this file; it must stop and leave the file as it was.
+    fn refusal(data_dir: &Path) -> String {
+        let path = data_dir.join("archive.db");
+        let before = fs::read(&path).unwrap();
+        let mut archive = archive(data_dir);
+        assert_eq!(archive.feed("a", ""), Err(Verdict::Halt));
+        assert_eq!(fs::read(&path).unwrap(), before);
+        let path = path.display().to_string();
+        archive.last_failure().unwrap().replace(&path, "FILE")
+    }
+
+    #[test]
+    fn an_archive_of_a_newer_version_is_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(archive(dir.path()).feed("a", ""), Ok(()));
+        let newer = reader(dir.path());
+        newer.pragma_update(None, "user_version", 2).unwrap();
+        drop(newer);
+        assert_eq!(
+            refusal(dir.path()),
+            "FILE is an archive of version 2; this weir knows versions up to 1"
+        );
+    }
+
+    #[test]
+    fn a_database_of_something_else_is_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = reader(dir.path());
+        other.execute_batch("CREATE TABLE messages (id)").unwrap();
+        drop(other);
+        assert_eq!(
+            refusal(dir.path()),
+            "FILE is a database of something else, not an archive of weir; choose another file"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "a letter to a friend, ".repeat(100);
+        fs::write(dir.path().join("archive.db"), text).unwrap();
+        assert_eq!(
+            refusal(dir.path()),
+            "FILE: file is not a database; choose another file"
+        );
+    }
+}

@@ -1,0 +1,398 @@
+//! The real binary: exit codes, signals, what it prints, what it tells the service manager.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::support::*;
+
+fn weir() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+    command.stdin(Stdio::null()).env_remove("NOTIFY_SOCKET");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    weir().args(args).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn configure(dir: &Path, toml: &str) -> PathBuf {
+    let file = dir.join("weir.toml");
+    std::fs::write(&file, toml).unwrap();
+    file
+}
+
+/// A hub process and where it says that it answers.
+struct Running {
+    child: Child,
+    http: String,
+    log: std::thread::JoinHandle<String>,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (found, http) = crossbeam_channel::bounded(1);
+        let errors = BufReader::new(child.stderr.take().unwrap());
+        let log = std::thread::spawn(move || {
+            let mut all = String::new();
+            for line in errors.lines().map_while(Result::ok) {
+                if let Some(at) = line.strip_prefix("  status    http://") {
+                    let _ = found.send(at.trim_end_matches("/status").to_owned());
+                }
+                all.push_str(&line);
+                all.push('\n');
+            }
+            all
+        });
+        let http = http.recv_timeout(PATIENCE);
+        match http {
+            Ok(http) => Running { child, http, log },
+            Err(_) => {
+                let _ = child.kill();
+                panic!("it did not start: {}", log.join().unwrap());
+            }
+        }
+    }
+
+    fn status(&self) -> Value {
+        let mut stream = TcpStream::connect(&self.http).unwrap();
+        let request = "GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        assert!(head.contains("application/json"), "{head}");
+        serde_json::from_str(body).unwrap()
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-s", name, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    /// Waits for its end; answers the exit code and what it said on both outputs.
+    fn end(mut self) -> (Option<i32>, String, String) {
+        let mut out = String::new();
+        self.child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut out)
+            .unwrap();
+        let code = self.child.wait().unwrap().code();
+        (code, out, self.log.join().unwrap())
+    }
+}
+
+fn hub_config(endpoint: &str, more: &str) -> String {
+    format!(
+        "[hub]\nname = 'test'\nhttp = '127.0.0.1:0'\n[[backend]]\nconnect = ['{endpoint}']\n\
+         [consumers.null]\ntopics = 'org.example.'\n{more}"
+    )
+}
+
+#[test]
+fn a_hub_runs_answers_and_ends_with_a_ledger() {
+    for signal in ["TERM", "INT"] {
+        let dir = tempfile::tempdir().unwrap();
+        let bus = Bus::tcp();
+        let file = configure(dir.path(), &hub_config(&bus.endpoint, ""));
+        let hub = Running::start(weir().args(["hub", "--json", "--config"]).arg(&file));
+        assert_eq!(bus.subscriptions(1), ["org.example."]);
+        for _ in 0..100 {
+            bus.publish("org.example.a", "{}");
+        }
+        eventually("consumed", || {
+            hub.status()["consumers"][0]["consumed"] == 100
+        });
+        let status = hub.status();
+        assert_eq!(status["hub"], "test");
+        let consumer = &status["consumers"][0];
+        for (key, value) in [
+            ("name", Value::from("null")),
+            ("received", 100.into()),
+            ("waiting", 0.into()),
+            ("in_flight", 0.into()),
+            ("queue_messages", 0.into()),
+            ("lag_seconds", 0.0.into()),
+            ("dead_lettered", 0.into()),
+        ] {
+            assert_eq!(consumer[key], value, "{key}");
+        }
+        assert_eq!(consumer["dropped"]["overflow"], 0);
+        hub.signal(signal);
+        let (code, out, log) = hub.end();
+        assert_eq!(code, Some(0), "{log}");
+        let ledger: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(ledger["consumers"][0]["consumed"], 100);
+    }
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let bus = Bus::tcp();
+    // A consumer that waits an hour for its rate keeps the first signal's drain from ending.
+    let toml =
+        hub_config(&bus.endpoint, "rate = '1/h'\n").replace("[hub]", "[hub]\nstop_deadline = '1h'");
+    let file = configure(dir.path(), &toml);
+    let hub = Running::start(weir().args(["hub", "--config"]).arg(&file));
+    bus.subscriptions(1);
+    bus.publish("org.example.a", "1");
+    bus.publish("org.example.a", "2");
+    eventually("received", || hub.status()["consumers"][0]["received"] == 2);
+    hub.signal("TERM");
+    // The HTTP interface and the queue are still there while it drains.
+    eventually("stopping", || hub.status()["consumers"][0]["waiting"] == 1);
+    hub.signal("TERM");
+    assert_eq!(hub.end().0, Some(128 + 15));
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let told = || {
+        let mut buffer = [0; 1024];
+        let length = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
+    };
+    let bus = Bus::tcp();
+    let file = configure(dir.path(), &hub_config(&bus.endpoint, ""));
+    let mut command = weir();
+    command.args(["hub", "--config"]).arg(&file);
+    command
+        .env("NOTIFY_SOCKET", &socket)
+        .env("WATCHDOG_USEC", "30000");
+    let hub = Running::start(&mut command);
+    assert_eq!(told(), "READY=1");
+    assert_eq!(told(), "WATCHDOG=1");
+    assert_eq!(told(), "WATCHDOG=1");
+    hub.signal("TERM");
+    while told() != "STOPPING=1" {}
+    assert_eq!(hub.end().0, Some(0));
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = configure(
+        dir.path(),
+        "[hub]\nname = ''\n[consumers.log]\ntopic = ''\n[consumers.archive]\ntopics = 1\n",
+    );
+    for command in ["hub", "config check", "config show"] {
+        let mut args: Vec<&str> = command.split(' ').collect();
+        args.extend(["--config", file.to_str().unwrap()]);
+        let output = run(&args);
+        assert_eq!(output.status.code(), Some(2), "{command}");
+        let text = stderr(&output);
+        for expected in [
+            "weir.toml:2:8: hub.name",
+            "did you mean `topics`?",
+            "consumers.archive.topics",
+            "[[backend]]",
+        ] {
+            assert!(
+                text.contains(expected),
+                "{command}: no {expected} in {text}"
+            );
+        }
+    }
+}
+
+#[test]
+fn usage_errors_exit_with_2_and_a_missing_file_says_how_to_begin() {
+    assert_eq!(run(&["hub"]).status.code(), Some(2));
+    assert_eq!(run(&["hubb"]).status.code(), Some(2));
+    assert_eq!(
+        run(&["publish", "--connect", "nowhere", "topic"])
+            .status
+            .code(),
+        Some(2)
+    );
+    let output = run(&["hub", "--config", "/none/such.toml"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("weir config sample"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let bus = Bus::tcp();
+    let file = configure(dir.path(), &hub_config(&bus.endpoint, ""));
+    let assignment = format!("hub.http={address}");
+    let output = run(&[
+        "hub",
+        "--config",
+        file.to_str().unwrap(),
+        "--set",
+        &assignment,
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(&address), "{}", stderr(&output));
+}
+
+#[test]
+fn the_sample_and_every_kinds_sample_make_a_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut toml = stdout(&run(&["config", "sample"]));
+    for kind in stdout(&run(&["kinds"]))
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+    {
+        if !kind.is_empty()
+            && !toml.contains(&format!("\n[producers.{kind}]"))
+            && !kind.starts_with('`')
+        {
+            let sample = stdout(&run(&["kinds", kind]));
+            assert!(sample.contains(kind), "{kind}: {sample}");
+            toml.push_str(&sample);
+        }
+    }
+    let file = configure(dir.path(), &toml);
+    let output = run(&["config", "check", "--config", file.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let output = run(&["config", "show", "--config", file.to_str().unwrap()]);
+    assert!(stdout(&output).contains("# "), "{}", stdout(&output));
+    assert!(run(&["kinds", "--json"]).status.success());
+    assert_eq!(run(&["kinds", "arkive"]).status.code(), Some(2));
+}
+
+#[test]
+fn publish_waits_for_a_subscriber_and_says_when_nobody_listened() {
+    let dir = tempfile::tempdir().unwrap();
+    let endpoint = ipc(dir.path(), "bus");
+    let output = run(&[
+        "publish",
+        "--bind",
+        &endpoint,
+        "--wait",
+        "50ms",
+        "org.example.a",
+        "{}",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("nobody listened"),
+        "{}",
+        stderr(&output)
+    );
+
+    let file = configure(dir.path(), &hub_config(&endpoint, ""));
+    let hub = Running::start(weir().args(["hub", "--config"]).arg(&file));
+    let mut publish = weir();
+    publish
+        .args(["publish", "--count", "3", "--wait", "60s", "--config"])
+        .arg(&file);
+    let mut child = publish
+        .args(["org.example.a", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"{\"a\": 1}")
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    eventually("received", || hub.status()["consumers"][0]["consumed"] == 3);
+    // A topic that no consumer wants is a topic that nobody listens to.
+    let file = file.to_str().unwrap();
+    let output = run(&[
+        "publish",
+        "--wait",
+        "300ms",
+        "--config",
+        file,
+        "com.example",
+        "{}",
+    ]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    hub.signal("TERM");
+    assert_eq!(hub.end().0, Some(0));
+}
+
+#[test]
+fn tail_prints_what_is_published() {
+    let bus = Bus::tcp();
+    let mut tail = weir();
+    tail.args([
+        "tail",
+        "--count",
+        "2",
+        "--json",
+        "--connect",
+        &bus.endpoint,
+        "org.",
+    ]);
+    let child = tail.stdout(Stdio::piped()).spawn().unwrap();
+    assert_eq!(bus.subscriptions(1), ["org."]);
+    bus.publish("org.a", "{\"id\": 1}");
+    bus.publish("com.a", "not asked for");
+    bus.publish("org.b", "text");
+    let lines = stdout(&child.wait_with_output().unwrap());
+    let lines: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        lines[0],
+        serde_json::json!({"topic": "org.a", "payload": {"id": 1}})
+    );
+    assert_eq!(
+        lines[1],
+        serde_json::json!({"topic": "org.b", "payload": "text"})
+    );
+}
+
+#[test]
+fn the_demo_ends_by_itself_with_a_clean_ledger() {
+    let output = run(&["demo", "--for", "1s", "--speed", "600", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let first: Value = serde_json::from_str(stdout(&output).lines().next().unwrap()).unwrap();
+    let names: Vec<&str> = first["consumers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["archive", "badges", "irc", "notify"]);
+    assert!(
+        stderr(&output).contains("every consumer has consumed every one"),
+        "{}",
+        stderr(&output)
+    );
+}
