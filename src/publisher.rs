@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ::zmq::{Socket, SocketType};
+use ::zmq::{Context, Socket, SocketType};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use serde::{Deserialize, Serialize};
@@ -128,7 +128,19 @@ impl Outlet {
     /// Why not, and what to do about it.
     pub fn open(settings: &Settings) -> Result<Opened, String> {
         let set_up = || -> Result<Socket, ::zmq::Error> {
-            let socket = context().socket(SocketType::PUB)?;
+            // A context of its own makes the end of the socket wait until all has gone out; but
+            // `inproc` endpoints meet only within one.
+            let inproc = [&settings.bind, &settings.connect];
+            let inproc = inproc
+                .into_iter()
+                .flatten()
+                .any(|e| e.starts_with("inproc:"));
+            let context = if inproc {
+                context().clone()
+            } else {
+                Context::new()
+            };
+            let socket = context.socket(SocketType::PUB)?;
             socket.set_linger(LINGER_MS)?;
             socket.set_sndhwm(settings.send_hwm.into())?;
             Ok(socket)

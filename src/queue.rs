@@ -205,8 +205,9 @@ impl Queue {
                 Overflow::Block if self.is_turned_away() => self.refuse(first, Reason::Stopped),
                 Overflow::Block => {
                     let size = first.size();
-                    self.gate
-                        .sleep_until(|| self.fits(1, size) || self.stats.is_halted());
+                    self.gate.sleep_until(|| {
+                        self.fits(1, size) || self.stats.is_halted() || self.is_turned_away()
+                    });
                     continue;
                 }
             }

@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -225,10 +226,10 @@ pub struct Zmq {
     describe: Vec<String>,
 }
 
-/// One socket with its monitor.
+/// One socket with its monitor, which has to be closed after it.
 struct Input {
     socket: Socket,
-    events: Socket,
+    events: Events,
     /// The number that each topic's next message should have.
     sequences: HashMap<Box<[u8]>, u32, rapidhash::fast::RandomState>,
     /// Its endpoints' places in the counters, by what libzmq calls them. The first is the socket's.
@@ -299,7 +300,7 @@ impl Zmq {
 
     fn wait(&mut self, wait: Duration) -> Result<(), String> {
         let mut items: Vec<PollItem<'_>> = (self.inputs.iter())
-            .flat_map(|input| [&input.socket, &input.events])
+            .flat_map(|input| [&input.socket, &*input.events])
             .map(|socket| socket.as_poll_item(::zmq::POLLIN))
             .collect();
         items.push(PollItem::from_fd(self.wake.0.as_raw_fd(), ::zmq::POLLIN));
@@ -361,6 +362,39 @@ impl Backend for Zmq {
     }
 }
 
+/// Where libzmq tells of a socket's connections.
+///
+/// libzmq tells of the socket's own end, too, on the thread that closes all sockets of the process,
+/// and waits there until somebody takes it: closed earlier, this end would stop that thread for
+/// good (`socket_base.cpp`, `stop_monitor`).
+struct Events(Option<Socket>);
+
+impl std::ops::Deref for Events {
+    type Target = Socket;
+
+    fn deref(&self) -> &Socket {
+        self.0.as_ref().expect("there is one until it is dropped")
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let stopped = SocketEvent::MONITOR_STOPPED.to_raw().to_le_bytes();
+        let _ = self.set_rcvtimeo(100);
+        while let Ok(event) = self.recv_multipart(0) {
+            if event
+                .first()
+                .is_some_and(|frame| frame.starts_with(&stopped))
+            {
+                return;
+            }
+        }
+        // An `inproc` peer that is idle delays the end of the socket for as long as it likes. Left
+        // open, this one costs a file descriptor.
+        std::mem::forget(self.0.take());
+    }
+}
+
 impl Input {
     fn new(settings: &Settings, prefixes: &[String]) -> Result<Self, String> {
         let pattern = match settings.socket {
@@ -403,14 +437,28 @@ impl Input {
                 socket.set_subscribe(prefix.as_bytes())?;
             }
         }
-        let endpoint = format!("inproc://weir-events-{:p}", socket.as_raw_fd() as *const ());
-        socket.monitor(&endpoint, SocketEvent::ALL as i32)?;
+        // Never used twice: a socket that was closed may keep its name for a while.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let endpoint = format!("inproc://weir-events-{number}");
+        let told = [
+            SocketEvent::HANDSHAKE_SUCCEEDED,
+            SocketEvent::DISCONNECTED,
+            SocketEvent::HANDSHAKE_FAILED_NO_DETAIL,
+            SocketEvent::HANDSHAKE_FAILED_PROTOCOL,
+            SocketEvent::HANDSHAKE_FAILED_AUTH,
+            SocketEvent::MONITOR_STOPPED,
+        ];
+        socket.monitor(
+            &endpoint,
+            told.iter().fold(0, |mask, event| mask | *event as i32),
+        )?;
         let events = context().socket(SocketType::PAIR)?;
         events.set_linger(0)?;
         events.connect(&endpoint)?;
         Ok(Input {
             socket,
-            events,
+            events: Events(Some(events)),
             sequences: HashMap::default(),
             endpoints: Vec::new(),
         })

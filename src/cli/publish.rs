@@ -4,11 +4,11 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use zmq::{Socket, SocketType};
+use zmq::{Context, Socket, SocketType};
 
 use super::{Failure, PeerArgs};
 use crate::backend::Source;
-use crate::backend::zmq::{Pattern, check_endpoint, context, explain, resolved};
+use crate::backend::zmq::{Pattern, check_endpoint, explain, resolved};
 use crate::config::Config;
 use crate::registry::Registry;
 
@@ -130,13 +130,14 @@ fn meeting(config: &Config) -> (Vec<String>, Vec<String>, bool) {
     (bind, connect, pull)
 }
 
-/// A socket that is bound and connected.
+/// A socket that is bound and connected, with a context of its own: dropping it waits until what was
+/// sent has gone out.
 pub(super) fn open(
     kind: SocketType,
     bind: &[String],
     connect: &[String],
 ) -> Result<Socket, Failure> {
-    let socket = context().socket(kind).map_err(wrong)?;
+    let socket = Context::new().socket(kind).map_err(wrong)?;
     // What was sent goes out before the process ends, if somebody takes it.
     socket.set_linger(5000).map_err(wrong)?;
     for endpoint in bind.iter().chain(connect) {

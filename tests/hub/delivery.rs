@@ -109,10 +109,8 @@ fn each_overflow_policy_keeps_what_it_promises() {
             _ => (0..40).collect(),
         };
         if policy == "block" {
-            // Only this policy holds up the intake: the other consumer waits as well.
             eventually("full", || consumer(&hub, "slow").queue_messages == 16);
             feeder.join().unwrap();
-            assert!(consumer(&hub, "free").received < 40);
         } else {
             feeder.join().unwrap();
             assert_eq!(numbers(&others, 40), (0..40).collect::<Vec<_>>());
@@ -364,7 +362,8 @@ fn keyed_workers_keep_the_order_of_each_key() {
     let (sender, seen) = unbounded();
     let (blocked, unblock) = unbounded::<()>();
     let keyed = kind("keyed", move |message| {
-        if message.json()?["k"] == 0 && message.json()?["n"] == 0 {
+        let json = message.json().ok();
+        if json.is_some_and(|json| json["k"] == 0 && json["n"] == 0) {
             let _ = unblock.recv(); // the first key is stuck: the others go on
         }
         record(&sender, message)

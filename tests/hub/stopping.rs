@@ -28,13 +28,11 @@ fn a_stop_lets_the_queues_empty() {
 #[test]
 fn at_the_deadline_the_rest_is_counted_and_the_stuck_are_named() {
     let (stuck, release, inside) = stuck("stuck");
-    let limited = recorder("limited").0;
-    let toml = "[hub]\nstop_deadline = '50ms'\n\
+    let (limited, _seen) = recorder("limited");
+    let toml = "hub.stop_deadline = '50ms'\n\
                 [consumers.stuck]\ntopics = ''\n\
                 [consumers.limited]\ntopics = ''\nrate = '1/h'";
-    // `fed` has set hub.http; the table can't be given twice.
-    let toml = toml.replace("[hub]\nstop_deadline", "hub.stop_deadline");
-    let (feed, hub) = fed(&toml, [stuck, limited]);
+    let (feed, hub) = fed(toml, [stuck, limited]);
     for number in 0..10 {
         feed.send("t", number.to_string()).unwrap();
     }
