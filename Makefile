@@ -26,7 +26,7 @@ lint: ## check formatting, lints and, with cargo-deny, the dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
-	    echo "$(CARGO) deny check"; $(CARGO) deny check; \
+	    echo "$(CARGO) deny check licenses bans sources"; $(CARGO) deny check licenses bans sources; \
 	else \
 	    echo "skipped: cargo deny check (cargo-deny is not installed: cargo install cargo-deny)"; \
 	fi

@@ -372,10 +372,10 @@ fn hub(section: &Settings) -> Result<Hub, Vec<Mistake>> {
     if let Err(why) = check_name(&hub.name) {
         mistakes.push(section.mistake_at("name", why));
     }
-    if !hub.http.is_empty() {
-        if let Err(why) = loopback(&hub.http) {
-            mistakes.push(section.mistake_at("http", why));
-        }
+    if !hub.http.is_empty()
+        && let Err(why) = loopback(&hub.http)
+    {
+        mistakes.push(section.mistake_at("http", why));
     }
     if mistakes.is_empty() {
         Ok(hub)

@@ -1,6 +1,6 @@
 //! The HTTP interface: what the hub says of itself.
 //!
-//! `GET /status` answers with [`Status`](crate::monitor::Status) as JSON. Loopback only: nothing
+//! `GET /status` answers with [`Status`] as JSON. Loopback only: nothing
 //! here protects what it shows.
 
 use std::net::{SocketAddr, TcpListener};

@@ -72,3 +72,8 @@ pub mod cli;
 pub use config::Config;
 pub use hub::Hub;
 pub use registry::Registry;
+
+/// Compiles the README's consumer.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

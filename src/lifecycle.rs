@@ -128,7 +128,8 @@ mod tests {
     fn the_end_of_a_thread_is_reported_however_it_came_about() {
         let (watch, reports) = Watch::new();
         let mut ends = Vec::new();
-        let bodies: [(&str, fn() -> Result<(), String>); 3] = [
+        type Body = fn() -> Result<(), String>;
+        let bodies: [(&str, Body); 3] = [
             ("good", || Ok(())),
             ("bad", || Err("disk".into())),
             ("worse", || panic!("bug")),

@@ -209,7 +209,7 @@ impl<'h> Runner<'h> {
                 }
             }
             // Only after a delivery that was timed: the others are too cheap to look at the clock.
-            if self.untimed % SAMPLE == 0 && self.tick_if_due() == Next::End {
+            if self.untimed.is_multiple_of(SAMPLE) && self.tick_if_due() == Next::End {
                 self.leave(left);
                 return Next::End;
             }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use clap::Args;
-use crossbeam_channel::{Receiver, never, select, tick};
+use crossbeam_channel::{Receiver, RecvTimeoutError, never, select, tick};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -38,9 +38,12 @@ impl Hub {
         let hub = hub::Hub::start(&config).map_err(Failure::run)?;
         eprint!("{}", banner(&config, &hub));
         notify(&[NotifyState::Ready]);
-        let watchdog = match sd_notify::watchdog_enabled() {
-            Some(limit) => tick(limit / 3),
-            None => never(),
+        let limit = sd_notify::watchdog_enabled();
+        let pulse = limit.map_or(Duration::from_secs(3600), |limit| limit / 3);
+        let watchdog = if limit.is_some() {
+            tick(pulse)
+        } else {
+            never()
         };
         let died = loop {
             select! {
@@ -64,7 +67,19 @@ impl Hub {
             error!(died, "a thread of the hub died; stopping");
         }
         notify(&[NotifyState::Stopping]);
-        let stopped = hub.stop();
+        let stopped = std::thread::scope(|scope| {
+            // The watchdog does not know that a stop may take until its deadline.
+            let done = crossbeam_channel::bounded::<()>(0);
+            let receiver = done.1;
+            scope.spawn(move || {
+                while let Err(RecvTimeoutError::Timeout) = receiver.recv_timeout(pulse) {
+                    notify(&[NotifyState::Watchdog]);
+                }
+            });
+            let stopped = hub.stop();
+            drop(done.0);
+            stopped
+        });
         match self.json {
             true => println!("{}", serde_json::json!(stopped.status)),
             false => eprint!("{}", ledger(&stopped)),

@@ -1,8 +1,9 @@
 //! The hub from outside: real sockets, real threads, the real binary.
 
-#![allow(missing_docs, unreachable_pub)] // a test's name says what it is about
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // a test's name says what it is about
 
 mod delivery;
+mod pages;
 mod process;
 mod sockets;
 mod stopping;

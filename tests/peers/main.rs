@@ -1,5 +1,5 @@
 //! The hub beside real programs of others, installed by `tests/peers/setup`.
 
-#![allow(missing_docs, unreachable_pub)] // a test's name says what it is about
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // a test's name says what it is about
 
 mod statsd;

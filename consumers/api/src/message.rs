@@ -93,7 +93,7 @@ impl Message {
             .0
             .json
             .get_or_init(|| Box::new(serde_json::from_slice(&self.0.payload)));
-        parsed.as_ref().as_ref().map_err(|error| not_json(error))
+        parsed.as_ref().as_ref().map_err(not_json)
     }
 
     /// The payload decoded from JSON into `T`, which may borrow from the message.
