@@ -19,8 +19,8 @@
 //!
 //! # What is deliberately not here
 //!
-//! - **A lock, an allocation that could be shared, or a metric call a message.** Consumers that want
-//!   the whole of a batch share it; counters have one writer each and are sampled.
+//! - **A lock, an allocation that could be shared, or a metric call a message.** Consumers that
+//!   want the whole of a batch share it; counters have one writer each and are sampled.
 //! - **Loading of foreign libraries.** A hub of one's own is a `main` of three lines:
 //!   [`Registry`].
 //! - **Exactly once, and transformation pipelines.**

@@ -4,7 +4,7 @@
 //! want the whole of a batch share it, so another consumer costs a channel operation a batch and
 //! not an allocation or a reference count a message.
 //!
-//! Invariants, each with a test of its name:
+//! Invariants, held against a model below:
 //! 1. never over its bounds: in messages always; in bytes, unless a single message is larger than
 //!    the bound, which is then let in alone
 //! 2. what is dropped is counted: received = taken + dropped + still there

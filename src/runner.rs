@@ -1,6 +1,6 @@
 //! One worker thread of one consumer: takes messages from the queue, delivers them, settles them.
 //!
-//! Invariants, each with a test of its name:
+//! Invariants, each shown in `tests/hub/delivery.rs` or `stopping.rs`:
 //! 1. every message taken is settled exactly once: consumed, or dropped with a reason
 //! 2. messages are delivered in order, retries included: one that is tried again holds the others
 //! 3. a panic costs the consumer its state and the message an attempt, nothing more
@@ -242,8 +242,14 @@ impl<'h> Runner<'h> {
         }
         // After a normal drain there is nothing. Otherwise the queue may not yet be closed: an
         // enqueuer may still be at its last batch.
-        while let Taken::Piece(piece) = self.supply.take(worker, Queue::idle_deadline()) {
-            queue.settle(worker, Settled::Dropped(Reason::Stopped), &piece);
+        loop {
+            match self.supply.take(worker, Queue::idle_deadline()) {
+                Taken::Piece(piece) => {
+                    queue.settle(worker, Settled::Dropped(Reason::Stopped), &piece);
+                }
+                Taken::TimedOut => {}
+                Taken::Closed => break,
+            }
         }
         worker.release();
         worker.state(State::Stopped);

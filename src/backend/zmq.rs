@@ -204,7 +204,8 @@ pub fn explain(action: &str, endpoint: &str, error: ::zmq::Error) -> String {
             "; another program, perhaps another hub, has it: stop that one or use another port"
         }
         ::zmq::Error::EADDRNOTAVAIL | ::zmq::Error::ENODEV => {
-            "; the address is none of this machine's: bind to 127.0.0.1, to * or to an address that `ip addr` shows"
+            "; the address is none of this machine's: bind to 127.0.0.1, to * or to one that \
+             `ip addr` shows"
         }
         ::zmq::Error::EACCES => "; permission denied: use a port above 1023 or another directory",
         ::zmq::Error::ENOENT => "; its directory does not exist: create it first",

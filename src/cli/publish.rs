@@ -130,8 +130,8 @@ fn meeting(config: &Config) -> (Vec<String>, Vec<String>, bool) {
     (bind, connect, pull)
 }
 
-/// A socket that is bound and connected, with a context of its own: dropping it waits until what was
-/// sent has gone out.
+/// A socket that is bound and connected, with a context of its own: dropping it waits until what
+/// was sent has gone out.
 pub(super) fn open(
     kind: SocketType,
     bind: &[String],

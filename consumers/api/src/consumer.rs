@@ -10,12 +10,12 @@ use crate::{Failure, Message, Publisher, Result};
 
 /// Code that handles messages, one after another.
 ///
-/// The hub calls it from one thread only (with `workers = N`, N instances have a thread each), and never calls two
-/// methods at once. It may block: it holds up nobody but itself.
+/// The hub calls it from one thread only (with `workers = N`, N instances have a thread each), and
+/// never calls two methods at once. It may block: it holds up nobody but itself.
 ///
-/// Nothing is settled before the method returns. `Ok` settles what was delivered as consumed; an error says in its
-/// [`Verdict`](crate::Verdict) what is to become of it. A panic counts as an attempt, and the instance is thrown away
-/// and built anew before the next delivery.
+/// Nothing is settled before the method returns. `Ok` settles what was delivered as consumed; an
+/// error says in its [`Verdict`](crate::Verdict) what is to become of it. A panic counts as an
+/// attempt, and the instance is thrown away and built anew before the next delivery.
 pub trait Consumer: Send {
     /// Handles one message.
     ///
@@ -23,27 +23,32 @@ pub trait Consumer: Send {
     /// Whatever went wrong; `?` on any error means that the message is to be tried again.
     fn consume(&mut self, message: &Message) -> Result;
 
-    /// How many messages [`consume_batch`](Consumer::consume_batch) wants at most; asked once, after building.
+    /// How many messages [`consume_batch`](Consumer::consume_batch) wants at most; asked once,
+    /// after building.
     fn batch_max(&self) -> usize {
         1
     }
 
     /// Handles several messages that were waiting, in order: all of them or none.
     ///
-    /// Called instead of `consume` when `batch_max` is more than 1 and more than one message waits. When it fails,
-    /// the hub takes the batch apart and delivers its messages one by one, so that the verdict falls on the one at
-    /// fault; so what a failed batch did must be undone (or do no harm when done again).
+    /// Called instead of `consume` when `batch_max` is more than 1 and more than one message waits.
+    /// When it fails, the hub takes the batch apart and delivers its messages one by one, so that
+    /// the verdict falls on the one at fault; so what a failed batch did must be undone (or do no
+    /// harm when done again).
     ///
     /// # Errors
-    /// As `consume`. [`Verdict::Halt`](crate::Verdict::Halt) stops the consumer with the whole batch unsettled.
+    /// As `consume`. [`Verdict::Halt`](crate::Verdict::Halt) stops the consumer with the whole
+    /// batch unsettled.
     fn consume_batch(&mut self, batch: &[Message]) -> Result {
         batch.iter().try_for_each(|message| self.consume(message))
     }
 
-    /// Called about once a second between messages, whether any came or not: to flush, to send a digest.
+    /// Called about once a second between messages, whether any came or not: to flush, to send a
+    /// digest.
     ///
     /// # Errors
-    /// A failure is logged and counted; `Halt` stops the consumer, every other verdict changes nothing.
+    /// A failure is logged and counted; `Halt` stops the consumer, every other verdict changes
+    /// nothing.
     fn tick(&mut self) -> Result {
         Ok(())
     }
@@ -54,7 +59,8 @@ pub trait Producer: Send {
     /// Looks whether there is something to say, and says it with `out`.
     ///
     /// # Errors
-    /// A failure or a panic is logged and counted, and the producer is called again at its next interval.
+    /// A failure or a panic is logged and counted, and the producer is called again at its next
+    /// interval.
     fn poll(&mut self, out: &Publisher) -> Result;
 }
 
@@ -69,7 +75,8 @@ pub enum Delivery {
     Panicked(String),
 }
 
-/// Delivers messages to a consumer as the hub does: one by `consume`, several by `consume_batch`, panics caught.
+/// Delivers messages to a consumer as the hub does: one by `consume`, several by `consume_batch`,
+/// panics caught.
 pub fn deliver(consumer: &mut dyn Consumer, batch: &[Message]) -> Delivery {
     caught(|| match batch {
         [message] => consumer.consume(message),
@@ -83,7 +90,8 @@ pub fn tick(consumer: &mut dyn Consumer) -> Delivery {
 }
 
 fn caught(call: impl FnOnce() -> Result) -> Delivery {
-    // Unwind safety: after a panic the caller discards the consumer, so nobody sees its broken state.
+    // Unwind safety: after a panic the caller discards the consumer, so nobody sees its broken
+    // state.
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(())) => Delivery::Consumed,
         Ok(Err(failure)) => Delivery::Failed(failure),

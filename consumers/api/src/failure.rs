@@ -21,8 +21,9 @@ pub enum Verdict {
 
 /// Why a message was not consumed, and what is to become of it.
 ///
-/// Any error converts into a failure that means [`Verdict::Retry`], so `?` is always safe: the message is tried again
-/// and, when that does not help, set aside with its reason. [`OrVerdict`] says something else.
+/// Any error converts into a failure that means [`Verdict::Retry`], so `?` is always safe: the
+/// message is tried again and, when that does not help, set aside with its reason. [`OrVerdict`]
+/// says something else.
 ///
 /// ```
 /// use weir_consumer::{Failure, Verdict};

@@ -1,7 +1,7 @@
 //! What the author of a weir consumer needs, and nothing else.
 //!
-//! A consumer is a type with one method. The hub takes messages off the bus, queues them, and calls that method on a
-//! thread of the consumer's own, one message after another:
+//! A consumer is a type with one method. The hub takes messages off the bus, queues them, and calls
+//! that method on a thread of the consumer's own, one message after another:
 //!
 //! ```
 //! use weir_consumer::{Consumer, Message, OrVerdict, Result};
@@ -22,10 +22,11 @@
 //! assert_eq!(harness.feed("org.example.a", b"\xff"), Err(weir_consumer::Verdict::Drop));
 //! ```
 //!
-//! What the hub promises a consumer: messages come in the order in which they were taken in; a message that was not
-//! consumed is retried, dropped, set aside or stops the consumer, as its [`Verdict`] says, and is counted; a panic
-//! costs the consumer its state (it is built anew), never the hub. What it leaves to the consumer: its connections
-//! (connect in `consume` when there is none, discard on error) and being ready to see a message twice.
+//! What the hub promises a consumer: messages come in the order in which they were taken in; a
+//! message that was not consumed is retried, dropped, set aside or stops the consumer, as its
+//! [`Verdict`] says, and is counted; a panic costs the consumer its state (it is built anew), never
+//! the hub. What it leaves to the consumer: its connections (connect in `consume` when there is
+//! none, discard on error) and being ready to see a message twice.
 //!
 //! Modules stand in the order in which they may use one another.
 

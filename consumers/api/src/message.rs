@@ -12,8 +12,8 @@ use crate::{Failure, Result};
 
 /// A message off the bus: its topic, its payload, and when the hub took it in.
 ///
-/// A clone shares everything with the original, the parsed JSON included, and costs one reference count; however many
-/// consumers get a message, it is in memory once.
+/// A clone shares everything with the original, the parsed JSON included, and costs one reference
+/// count; however many consumers get a message, it is in memory once.
 ///
 /// ```
 /// use std::time::SystemTime;
@@ -26,8 +26,8 @@ use crate::{Failure, Result};
 #[derive(Clone)]
 pub struct Message(Arc<Inner>);
 
-// 96 bytes with the counts of the Arc: with the payload's own allocation that leaves a message under
-// payload + 150 bytes (benches/README.md), so a new field here has to earn its place.
+// 96 bytes with the counts of the Arc: with the payload's own allocation that leaves a message
+// under payload + 150 bytes (benches/README.md), so a new field here has to earn its place.
 struct Inner {
     topic: Arc<str>,
     payload: Bytes,
@@ -39,7 +39,8 @@ struct Inner {
 impl Message {
     /// A message that was taken in at `received`; `seq` is its number in the hub's order of intake.
     pub fn new(topic: Arc<str>, payload: Bytes, received: SystemTime, seq: u64) -> Self {
-        // A clock before 1970 is a broken clock; the age of its messages is then wrong, but nothing else is.
+        // A clock before 1970 is a broken clock; the age of its messages is then wrong, but nothing
+        // else is.
         let received_ns = received
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -86,8 +87,8 @@ impl Message {
     /// The payload as JSON, parsed on first use and once for all consumers.
     ///
     /// # Errors
-    /// [`Verdict::DeadLetter`](crate::Verdict::DeadLetter) when the payload is not JSON: it will not become JSON by
-    /// being tried again.
+    /// [`Verdict::DeadLetter`](crate::Verdict::DeadLetter) when the payload is not JSON: it will
+    /// not become JSON by being tried again.
     pub fn json(&self) -> Result<&Value> {
         let parsed = self
             .0
@@ -99,7 +100,8 @@ impl Message {
     /// The payload decoded from JSON into `T`, which may borrow from the message.
     ///
     /// # Errors
-    /// [`Verdict::DeadLetter`](crate::Verdict::DeadLetter) when the payload is not JSON or not of this shape.
+    /// [`Verdict::DeadLetter`](crate::Verdict::DeadLetter) when the payload is not JSON or not of
+    /// this shape.
     pub fn decode<'m, T: Deserialize<'m>>(&'m self) -> Result<T> {
         serde_json::from_slice(&self.0.payload).map_err(|error| not_json(&error))
     }

@@ -7,8 +7,9 @@ use bytes::Bytes;
 
 /// Sends messages onto the bus, on the hub's configured publishing endpoints.
 ///
-/// Sending only hands the message to the hub's publishing thread: it never waits for the network, so a consumer that
-/// publishes can't be held up by a slow subscriber. Clones are cheap and share the same outlet.
+/// Sending only hands the message to the hub's publishing thread: it never waits for the network,
+/// so a consumer that publishes can't be held up by a slow subscriber. Clones are cheap and share
+/// the same outlet.
 #[derive(Clone)]
 pub struct Publisher(Arc<Outlet>);
 
