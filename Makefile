@@ -20,7 +20,6 @@ build: ## build the hub for use: target/release/weir
 test: setup ## run all tests: quick ones, those against other programs, models of the queue
 	$(CARGO) test --workspace
 	$(CARGO) test --workspace -- --ignored
-	RUSTFLAGS="--cfg loom" $(CARGO) test --release --lib --target-dir target/loom loom_
 
 lint: ## check formatting, lints and, with cargo-deny, the dependencies
 	$(CARGO) fmt --all --check

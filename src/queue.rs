@@ -17,6 +17,12 @@
 
 mod gate;
 
+/// What the gate is built on: the standard library's, because that is what loom models.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering, fence};
+    pub(super) use std::sync::{Condvar, Mutex};
+}
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -10,20 +10,10 @@
 //! | fence               | fence               |
 //! | look at the queue   | look at the flag    |
 //!
-//! Modelled with loom below: without either fence the model finds the lost wake-up.
+//! `tests/loom.rs` compiles this file against loom's atomics and locks: without either fence the
+//! model finds the lost wake-up.
 
-#[cfg(loom)]
-use loom::sync::{
-    Condvar, Mutex,
-    atomic::{AtomicBool, Ordering, fence},
-};
-#[cfg(not(loom))]
-use std::sync::{
-    Condvar,
-    Mutex, // not parking_lot's: loom models the standard library's
-    atomic::{AtomicBool, Ordering, fence},
-};
-
+use super::sync::{AtomicBool, Condvar, Mutex, Ordering, fence};
 use std::sync::PoisonError;
 
 /// One sleeper at a time (the queue's lock is held around the sleep), any number of nudgers.
@@ -64,34 +54,5 @@ impl Gate {
             drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
             self.nudged.notify_all();
         }
-    }
-}
-
-#[cfg(all(test, loom))]
-mod tests {
-    use super::*;
-    use loom::sync::Arc;
-    use loom::sync::atomic::AtomicU64;
-
-    /// loom reports a deadlock when the sleeper is never woken.
-    #[test]
-    fn loom_a_sleeper_is_always_woken() {
-        loom::model(|| {
-            let gate = Arc::new(Gate::new());
-            let settled = Arc::new(AtomicU64::new(0));
-            let runner = loom::thread::spawn({
-                let (gate, settled) = (gate.clone(), settled.clone());
-                move || {
-                    for _ in 0..2 {
-                        // As the runner does: a plain store, it being the only writer.
-                        settled.store(settled.load(Ordering::Relaxed) + 1, Ordering::Release);
-                        gate.nudge();
-                    }
-                }
-            });
-            gate.sleep_until(|| settled.load(Ordering::Acquire) >= 1);
-            gate.sleep_until(|| settled.load(Ordering::Acquire) >= 2);
-            runner.join().unwrap();
-        });
     }
 }
