@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use weir_consumer::Message;
@@ -15,11 +15,13 @@ use crate::backend::Backend;
 use crate::lifecycle::Flag;
 use crate::queue::{Queue, bytes_of};
 use crate::router::Router;
-use crate::stats::{Refusal, SourceStats};
+use crate::stats::{Refusal, SourceStats, now_ns};
 
 /// Messages taken off a backend before they are pushed on. More makes a hub under load cheaper and
 /// the first message of a batch later, by what it takes to read the others: 0.1 ms.
 const BATCH_MAX: usize = 512;
+/// Messages that share a copy of their topic at least.
+const TOPIC_USES: u32 = 64;
 /// An end of the wait for a backend that has nothing; the waker ends it earlier.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -92,11 +94,13 @@ impl Batch {
         if route.targets.is_empty() {
             return stats.refused(Refusal::Unrouted);
         }
-        if route.batch != self.number {
+        route.uses += 1;
+        if route.batch != self.number && route.uses > TOPIC_USES {
             // A copy a batch: its count is raised by this thread only until the batch is handed
             // over, and lowered by the consumers' threads only, so the cores never fight for it.
             route.topic = Arc::from(&*route.topic);
             route.batch = self.number;
+            route.uses = 1;
         }
         for target in &route.targets {
             self.picks[*target as usize].push(self.messages.len() as u32);
@@ -109,10 +113,10 @@ impl Batch {
         if self.messages.is_empty() {
             return;
         }
-        let received = SystemTime::now();
+        let received_ns = now_ns();
         let first = seq.fetch_add(self.messages.len() as u64, Ordering::Relaxed) + 1;
         let all: Arc<[Message]> = (self.messages.drain(..).zip(first..))
-            .map(|((topic, payload), seq)| Message::new(topic, payload, received, seq))
+            .map(|((topic, payload), seq)| Message::at_ns(topic, payload, received_ns, seq))
             .collect();
         let all_bytes = bytes_of(&all);
         for (queue, picks) in queues.iter().zip(&mut self.picks) {

@@ -36,6 +36,8 @@ pub struct Route {
     pub topic: Arc<str>,
     /// The batch for which it was interned.
     pub batch: u64,
+    /// Messages that have the topic's present copy.
+    pub uses: u32,
     /// The consumers' places, each once, however many of its patterns match.
     pub targets: Box<[u32]>,
 }
@@ -44,7 +46,9 @@ pub struct Route {
 pub struct Router {
     /// Per consumer, its prefixes.
     wanted: Vec<Vec<String>>,
-    routes: HashMap<Box<[u8]>, Route, rapidhash::fast::RandomState>,
+    /// Each topic's place in `routes`.
+    places: HashMap<Box<[u8]>, u32, rapidhash::fast::RandomState>,
+    routes: Vec<Route>,
 }
 
 impl Router {
@@ -52,7 +56,8 @@ impl Router {
     pub fn new(wanted: Vec<Vec<String>>) -> Self {
         Router {
             wanted,
-            routes: HashMap::default(),
+            places: HashMap::default(),
+            routes: Vec::new(),
         }
     }
 
@@ -63,24 +68,26 @@ impl Router {
 
     /// The route of a topic; none when it is not UTF-8.
     pub fn route(&mut self, topic: &[u8]) -> Option<&mut Route> {
-        // Looked up twice on a miss only: the borrow checker can't follow a `get_mut` that returns.
-        if !self.routes.contains_key(topic) {
-            let text = std::str::from_utf8(topic).ok()?;
-            if self.routes.len() >= TOPICS_MAX {
-                self.routes.clear();
-            }
-            let targets = (self.wanted.iter().zip(0..))
-                .filter(|(prefixes, _)| prefixes.iter().any(|p| text.starts_with(p.as_str())))
-                .map(|(_, index)| index)
-                .collect();
-            let route = Route {
-                topic: text.into(),
-                batch: 0,
-                targets,
-            };
-            self.routes.insert(topic.into(), route);
+        if let Some(place) = self.places.get(topic) {
+            return self.routes.get_mut(*place as usize);
         }
-        self.routes.get_mut(topic)
+        let text = std::str::from_utf8(topic).ok()?;
+        if self.routes.len() >= TOPICS_MAX {
+            self.places.clear();
+            self.routes.clear();
+        }
+        let targets = (self.wanted.iter().zip(0..))
+            .filter(|(prefixes, _)| prefixes.iter().any(|p| text.starts_with(p.as_str())))
+            .map(|(_, index)| index)
+            .collect();
+        self.places.insert(topic.into(), self.routes.len() as u32);
+        self.routes.push(Route {
+            topic: text.into(),
+            batch: 0,
+            uses: 0,
+            targets,
+        });
+        self.routes.last_mut()
     }
 }
 

@@ -31,7 +31,7 @@ use rate::Bucket;
 /// Deliveries quicker than this are timed one in [`SAMPLE`]: looking at the clock costs more than
 /// they do.
 const CHEAP: Duration = Duration::from_micros(20);
-const SAMPLE: u32 = 32;
+const SAMPLE: u32 = 128;
 const TICK: Duration = Duration::from_secs(1);
 
 /// The `retry` settings of a consumer.

@@ -462,7 +462,7 @@ pub struct Snapshot {
     pub last_success_ns: u64,
     /// Time spent waiting for the lane.
     pub lane_wait_ns: u64,
-    /// Time spent in deliveries; cheap ones are timed one in 32 and counted 32-fold.
+    /// Time spent in deliveries; cheap ones are timed one in 128 and counted 128-fold.
     pub processing_ns: u64,
     /// The longest delivery that was timed.
     pub processing_max_ns: u64,

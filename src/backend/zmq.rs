@@ -221,6 +221,8 @@ pub struct Zmq {
     next: usize,
     encoding: Encoding,
     message_max: usize,
+    /// The last `receive` has left nothing: looking again before waiting would only cost.
+    drained: bool,
     wake: (UnixStream, Arc<UnixStream>),
     stats: Arc<SourceStats>,
     events_due: Instant,
@@ -283,6 +285,7 @@ impl Zmq {
         Ok(Zmq {
             inputs,
             next: 0,
+            drained: false,
             encoding: settings.encoding,
             message_max: settings.message_max,
             wake: (wake.0, Arc::new(wake.1)),
@@ -310,8 +313,13 @@ impl Zmq {
             Ok(_) | Err(::zmq::Error::EINTR) => {}
             Err(error) => return Err(format!("waiting for messages: {error}")),
         }
+        let mut monitors = items.iter().skip(1).step_by(2).take(self.inputs.len());
+        let events = monitors.any(PollItem::is_readable);
         if items.last().is_some_and(PollItem::is_readable) {
             let _ = self.wake.0.read(&mut [0; 64]); // it is awake now; more bytes say no more
+        }
+        if events {
+            self.read_events();
         }
         Ok(())
     }
@@ -325,21 +333,20 @@ impl Backend for Zmq {
         wait: Duration,
     ) -> Result<usize, String> {
         let mut received = 0;
-        for pass in 0..2 {
-            for turn in 0..self.inputs.len() {
-                let index = (self.next + turn) % self.inputs.len();
-                let input = &mut self.inputs[index];
-                let limits = (self.encoding, self.message_max);
-                received += input.receive(accept, max - received, limits, &self.stats)?;
-            }
-            self.next = (self.next + 1) % self.inputs.len();
-            if received > 0 || pass == 1 {
-                break;
-            }
-            self.read_events();
+        if self.drained {
             self.wait(wait)?;
         }
-        if received == 0 || Instant::now() >= self.events_due {
+        for turn in 0..self.inputs.len() {
+            let index = (self.next + turn) % self.inputs.len();
+            let input = &mut self.inputs[index];
+            let limits = (self.encoding, self.message_max);
+            received += input.receive(accept, max - received, limits, &self.stats)?;
+        }
+        self.next = (self.next + 1) % self.inputs.len();
+        // Short of `max` it has read each input to its end, or refused some: then `wait` returns at
+        // once.
+        self.drained = received < max;
+        if !self.drained && Instant::now() >= self.events_due {
             self.read_events();
         }
         self.stats.received(received);

@@ -77,6 +77,7 @@ pub enum Delivery {
 
 /// Delivers messages to a consumer as the hub does: one by `consume`, several by `consume_batch`,
 /// panics caught.
+#[inline]
 pub fn deliver(consumer: &mut dyn Consumer, batch: &[Message]) -> Delivery {
     caught(|| match batch {
         [message] => consumer.consume(message),
@@ -89,6 +90,7 @@ pub fn tick(consumer: &mut dyn Consumer) -> Delivery {
     caught(|| consumer.tick())
 }
 
+#[inline]
 fn caught(call: impl FnOnce() -> Result) -> Delivery {
     // Unwind safety: after a panic the caller discards the consumer, so nobody sees its broken
     // state.

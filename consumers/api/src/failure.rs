@@ -33,7 +33,11 @@ pub enum Verdict {
 /// assert_eq!(failure.to_string(), "the licence has run out");
 /// ```
 // Deliberately no `Error`: the blanket conversion below would then conflict with `From<T> for T`.
-pub struct Failure {
+// In a box, so that `Result` is one machine word, returned in a register: as three words it cost a
+// no-op consumer more than everything else of its delivery.
+pub struct Failure(Box<Inner>);
+
+struct Inner {
     verdict: Verdict,
     cause: Box<dyn Error + Send + Sync>,
 }
@@ -41,10 +45,10 @@ pub struct Failure {
 impl Failure {
     /// A failure with this verdict; the cause may be an error or a text.
     pub fn new(verdict: Verdict, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Failure {
+        Failure(Box::new(Inner {
             verdict,
             cause: cause.into(),
-        }
+        }))
     }
 
     /// The message is to be tried again.
@@ -69,15 +73,15 @@ impl Failure {
 
     /// What is to become of the message.
     pub fn verdict(&self) -> Verdict {
-        self.verdict
+        self.0.verdict
     }
 }
 
 /// Shows the cause and what caused it, joined by colons.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.cause)?;
-        let mut source = self.cause.source();
+        write!(f, "{}", self.0.cause)?;
+        let mut source = self.0.cause.source();
         while let Some(cause) = source {
             write!(f, ": {cause}")?;
             source = cause.source();
@@ -88,7 +92,7 @@ impl fmt::Display for Failure {
 
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {self}", self.verdict)
+        write!(f, "{:?}: {self}", self.0.verdict)
     }
 }
 
@@ -128,9 +132,10 @@ pub trait OrVerdict<T>: Sized {
 
 impl<T, E: Into<Failure>> OrVerdict<T> for std::result::Result<T, E> {
     fn or_verdict(self, verdict: Verdict) -> Result<T> {
-        self.map_err(|error| Failure {
-            verdict,
-            ..error.into()
+        self.map_err(|error| {
+            let mut failure = error.into();
+            failure.0.verdict = verdict;
+            failure
         })
     }
 }

@@ -41,10 +41,13 @@ impl Message {
     pub fn new(topic: Arc<str>, payload: Bytes, received: SystemTime, seq: u64) -> Self {
         // A clock before 1970 is a broken clock; the age of its messages is then wrong, but nothing
         // else is.
-        let received_ns = received
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_nanos() as u64;
+        let since_1970 = received.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Message::at_ns(topic, payload, since_1970.as_nanos() as u64, seq)
+    }
+
+    /// The same with the time as nanoseconds since 1970.
+    #[inline]
+    pub fn at_ns(topic: Arc<str>, payload: Bytes, received_ns: u64, seq: u64) -> Self {
         Message(Arc::new(Inner {
             topic,
             payload,
@@ -55,11 +58,13 @@ impl Message {
     }
 
     /// The routing name.
+    #[inline]
     pub fn topic(&self) -> &str {
         &self.0.topic
     }
 
     /// The bytes as they came, after decompression if the backend was told to decompress.
+    #[inline]
     pub fn payload(&self) -> &Bytes {
         &self.0.payload
     }
@@ -70,16 +75,19 @@ impl Message {
     }
 
     /// The same as nanoseconds since 1970.
+    #[inline]
     pub fn received_ns(&self) -> u64 {
         self.0.received_ns
     }
 
     /// Its number in the hub's order of intake, from 1.
+    #[inline]
     pub fn seq(&self) -> u64 {
         self.0.seq
     }
 
     /// The bytes that a queue's byte limit counts for this message: topic and payload.
+    #[inline]
     pub fn size(&self) -> usize {
         self.0.topic.len() + self.0.payload.len()
     }
