@@ -10,11 +10,15 @@ mod kinds;
 mod publish;
 mod tail;
 
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use weir_consumer::settings::{Mistake, Origin, Settings};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use weir_consumer::settings::{DURATION_MAX, Mistake, Origin, Settings};
 
 use crate::config::{Config, Mistakes, layers};
 use crate::registry::Registry;
@@ -139,7 +143,7 @@ pub fn main(registry: Registry) -> ExitCode {
     } else {
         LogLevel::Info
     };
-    log_to_stderr(cli.log_level.unwrap_or(level));
+    let _guard = log_to_stderr(cli.log_level.unwrap_or(level));
     let outcome = match cli.command {
         Command::Hub(hub) => hub.run(&registry),
         Command::Demo(demo) => demo.run(&registry),
@@ -153,14 +157,26 @@ pub fn main(registry: Registry) -> ExitCode {
         // Whoever read our output has seen enough: that is no failure.
         Err(failure) if failure.text.contains("Broken pipe") => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("weir: {}", failure.text);
+            say(&format!("weir: {}\n", failure.text));
             ExitCode::from(failure.code)
         }
     }
 }
 
-fn log_to_stderr(level: LogLevel) {
-    use std::io::IsTerminal;
+/// Where everything on standard error goes: a thread writes it, so that a reader that has stopped
+/// reading, or has gone, holds up nobody. What does not fit meanwhile is lost.
+static STDERR: OnceLock<NonBlocking> = OnceLock::new();
+
+/// Says something to people on standard error, in its place between the lines of the log.
+fn say(text: &str) {
+    let _ = match STDERR.get() {
+        Some(stderr) => stderr.clone().write_all(text.as_bytes()),
+        None => std::io::stderr().write_all(text.as_bytes()),
+    };
+}
+
+/// Logs until the guard is dropped, which waits a moment for the last lines to be written.
+fn log_to_stderr(level: LogLevel) -> WorkerGuard {
     use tracing_subscriber::filter::LevelFilter;
     let level = match level {
         LogLevel::Off => LevelFilter::OFF,
@@ -170,12 +186,30 @@ fn log_to_stderr(level: LogLevel) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
+    let terminal = std::io::stderr().is_terminal();
+    let (stderr, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(10_000)
+        .thread_name("weir-log")
+        .finish(std::io::stderr());
+    let _ = STDERR.set(stderr.clone());
     tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(stderr)
+        .with_ansi(terminal)
         .with_target(false)
+        .log_internal_errors(false)
         .init();
+    guard
+}
+
+/// Reads a duration of the command line.
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time <= DURATION_MAX => Ok(time),
+        Ok(_) => Err("expected at most 10 years".into()),
+        Err(_) => Err("expected a duration such as \"250ms\" or \"10s\"".into()),
+    }
 }
 
 /// The endpoints of the other side: where the hub connects, a publisher binds, and the other way

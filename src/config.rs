@@ -186,7 +186,12 @@ pub fn layers(
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).map_err(|error| {
         let text = format!(
-            "can't be read: {error}; `weir config sample > {name}` writes one to begin with"
+            "can't be read: {error}{}",
+            match error.kind() {
+                std::io::ErrorKind::NotFound =>
+                    format!("; `weir config sample > {name}` writes one to begin with"),
+                _ => String::new(),
+            }
         );
         Mistakes(vec![Mistake {
             origin: Origin::named(&name),
@@ -285,6 +290,10 @@ impl Config {
         };
         let mut backends = Vec::new();
         if let Some(list) = known.get("backend") {
+            if !list.is_table() && list.items().next().is_none() {
+                let text = "expected sections [[backend]] with `connect` or `bind`";
+                check.mistakes.push(list.mistake(text).under("backend"));
+            }
             // `[backend]` for the only one is what people write.
             let lone = list.is_table().then_some(list);
             for (index, section) in lone.into_iter().chain(list.items()).enumerate() {
@@ -316,13 +325,28 @@ impl Config {
             let read = producer(name, section, registry, &hub.data_dir);
             producers.extend(check.under(&format!("producers.{name}"), read));
         }
+        for group in ["consumers", "producers"] {
+            if let Some(section) = known.get(group).filter(|section| !section.is_table()) {
+                let text = format!("expected sections [{group}.NAME]");
+                check.mistakes.push(section.mistake(text).under(group));
+            }
+        }
+        if let (Some(section), None) = (known.get("producers"), known.get("publish"))
+            && section.entries().next().is_some()
+        {
+            let text =
+                "producers publish, and there is nowhere to: add a section [publish] with `bind`";
+            check
+                .mistakes
+                .push(section.mistake(text).under("producers"));
+        }
         let at_top = |text: &str| Mistake {
             text: text.into(),
             ..top.clone()
         };
         if known
             .get("consumers")
-            .is_none_or(|section| section.entries().next().is_none())
+            .is_none_or(|section| section.is_table() && section.entries().next().is_none())
         {
             check.mistakes.push(at_top(
                 "there is no consumer, so there is nothing to do; add a section [consumers.NAME] \
@@ -371,6 +395,9 @@ fn hub(section: &Settings) -> Result<Hub, Vec<Mistake>> {
     let mut mistakes = Vec::new();
     if let Err(why) = check_name(&hub.name) {
         mistakes.push(section.mistake_at("name", why));
+    }
+    if hub.data_dir.as_os_str().is_empty() {
+        mistakes.push(section.mistake_at("data_dir", "expected a directory; \".\" is this one"));
     }
     if !hub.http.is_empty()
         && let Err(why) = loopback(&hub.http)
@@ -490,6 +517,23 @@ fn consumer(
                 "an empty list is nothing at all; \"\" is everything",
             );
         }
+        let starred = |topic: &&String| topic.trim_end_matches('*').contains('*');
+        if let Some(topic) = settings.topics.iter().find(starred) {
+            let text = format!(
+                "{topic:?} has a `*` that is not at its end: topics are prefixes, so it would \
+                 never match"
+            );
+            wrong("topics", &text);
+        }
+        if settings.lane.as_deref() == Some("") {
+            wrong("lane", "expected a name");
+        }
+        if settings.retry.delay_max < settings.retry.delay {
+            wrong(
+                "retry.delay_max",
+                "expected at least `delay`, with which the pauses begin",
+            );
+        }
         if !(1..=WORKERS_MAX).contains(&settings.workers) {
             wrong("workers", &format!("expected 1 to {WORKERS_MAX} threads"));
         }
@@ -555,9 +599,9 @@ fn producer(
     }
     if settings
         .as_ref()
-        .is_some_and(|settings| settings.interval.is_zero())
+        .is_some_and(|settings| settings.interval < Duration::from_millis(1))
     {
-        mistakes.push(section.mistake_at("interval", "expected more than no time at all"));
+        mistakes.push(section.mistake_at("interval", "expected at least 1ms"));
     }
     match (settings, kind) {
         (Some(settings), Some(kind)) if mistakes.is_empty() => Ok(Producer {
@@ -824,6 +868,7 @@ mod tests {
             "weir.toml:11:8: consumers.x.kind: there is no kind `nul`; did you mean `null`?",
             "weir.toml:13:8: consumers.x.rate: expected a rate such as",
             "weir.toml:14:1: producers.archive: `archive` is a kind of consumer",
+            "weir.toml:14:2: producers: producers publish, and there is nowhere to",
             "weir.toml:15:1: wier: unknown section",
         ];
         let found = mistakes(text);
@@ -882,7 +927,7 @@ mod tests {
     fn what_is_shown_is_the_same_configuration() {
         let registry = Registry::builtin();
         let text = format!(
-            "{GOOD}workers = 3\nkey = '/id'\n[statsd]\n[producers.heartbeat]\n\
+            "{GOOD}workers = 3\nkey = '/id'\n[statsd]\n[publish]\nbind = ['inproc://x']\n[producers.heartbeat]\n\
              [consumers.archive]\ntopics = 'a'\nurl = 'sqlite:x.db'\n"
         );
         let settings = Settings::from_toml(&text, "weir.toml").unwrap();

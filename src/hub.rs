@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
-use tracing::{info, warn};
+use tracing::warn;
 use weir_consumer::{Context, Publisher};
 
 use crate::backend::Backend;
@@ -191,6 +191,7 @@ impl Hub {
         let grace = Instant::now() + GRACE;
         let mut stuck = self.threads.wait(Role::Worker, grace);
         stuck.extend(self.threads.wait(Role::Producer, grace));
+        self.queues.iter().for_each(|queue| queue.discard());
         self.quits = Quits::default();
         stuck.extend(self.threads.wait(Role::Publish, Instant::now() + GRACE));
         self.monitor_stop.raise();
@@ -328,11 +329,6 @@ impl Starting {
             self.threads
                 .spawn(&name, Role::Intake, move || enqueuer.run())?;
         }
-        info!(
-            hub = config.hub.name,
-            consumers = config.consumers.len(),
-            "started"
-        );
         let (watch, ends) = (self.threads.watch.clone(), self.threads.ends.clone());
         Ok(Hub {
             figures,

@@ -6,22 +6,25 @@
 
 pub mod statsd;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::Serialize;
+use tracing::warn;
 
 use crate::forecast::{Rates, Window};
 use crate::lifecycle::Flag;
 use crate::producer::{ProducerSnapshot, ProducerStats};
 use crate::publisher::{PublishSnapshot, PublishStats};
-use crate::stats::{Dropped, Snapshot, SourceSnapshot, SourceStats, State, Stats};
+use crate::stats::{Dropped, Reason, Snapshot, SourceSnapshot, SourceStats, State, Stats};
 use statsd::Statsd;
 
 /// Rates are those of the last ten seconds.
 const RATES_OVER: Duration = Duration::from_secs(10);
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+const LOSSES_EVERY: Duration = Duration::from_secs(10);
 
 /// Everything about a hub that can be read.
 pub struct Figures {
@@ -244,10 +247,57 @@ impl Figures {
     }
 }
 
+/// Tells of losses in the log, summed up: a storm of them is a line now and then.
+#[derive(Default)]
+struct Losses {
+    told: HashMap<String, u64>,
+}
+
+impl Losses {
+    fn tell(&mut self, figures: &Figures) {
+        for consumer in &figures.consumers {
+            for (reason, count) in consumer.stats.snapshot().dropped.iter() {
+                // Of the others the runner tells with their messages.
+                if matches!(reason, Reason::Overflow | Reason::Halted) {
+                    let new =
+                        self.since_told(format!("{} {}", consumer.name, reason.as_str()), count);
+                    if new > 0 {
+                        let (consumer, reason) = (&consumer.name, reason.as_str());
+                        warn!(consumer, reason, messages = new, "messages dropped");
+                    }
+                }
+            }
+        }
+        for (source, source_figures) in figures.sources.iter().enumerate() {
+            for (why, count) in source_figures.stats.snapshot().refused.iter() {
+                let new = self.since_told(format!("{source} {}", why.as_str()), count);
+                if new > 0 {
+                    let from = source_figures.describe.join(", ");
+                    warn!(
+                        from,
+                        reason = why.as_str(),
+                        messages = new,
+                        "messages refused"
+                    );
+                }
+            }
+        }
+    }
+
+    fn since_told(&mut self, what: String, count: u64) -> u64 {
+        let told = self.told.entry(what).or_default();
+        let new = count - *told;
+        *told = count;
+        new
+    }
+}
+
 /// Samples until it is told to stop, and once more then: what happened last is not lost.
 pub(crate) fn run(figures: &Figures, mut statsd: Option<Statsd>, stop: &Flag) {
     let mut sample_due = Instant::now();
     let mut statsd_due = Instant::now();
+    let mut losses = Losses::default();
+    let mut losses_due = Instant::now();
     loop {
         let now = Instant::now();
         let stopping = stop.is_raised();
@@ -260,6 +310,10 @@ pub(crate) fn run(figures: &Figures, mut statsd: Option<Statsd>, stop: &Flag) {
         {
             statsd.send(figures);
             statsd_due = now + statsd.interval();
+        }
+        if now >= losses_due || stopping {
+            losses.tell(figures);
+            losses_due = now + LOSSES_EVERY;
         }
         if stopping {
             return;

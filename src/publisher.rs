@@ -15,8 +15,10 @@ use tracing::warn;
 use weir_consumer::settings::{Mistake, Settings as Tree};
 use weir_consumer::{PublishError, Publisher};
 
-use crate::backend::zmq::{check_endpoint, context, explain, resolved};
+use crate::backend::zmq::{bind, check_endpoints, context, explain, resolved};
 
+/// Room is made at the start.
+const QUEUE_MAX: usize = 1_000_000;
 /// How long a stop waits for what was published to go out, in milliseconds.
 const LINGER_MS: i32 = 1000;
 
@@ -54,12 +56,10 @@ impl Settings {
             mistakes
                 .push(section.mistake("there is nowhere to publish to; give `bind` or `connect`"));
         }
-        for (key, endpoints) in [("connect", &settings.connect), ("bind", &settings.bind)] {
-            for endpoint in endpoints {
-                if let Err(why) = check_endpoint(endpoint) {
-                    mistakes.push(section.mistake_at(key, why));
-                }
-            }
+        mistakes.extend(check_endpoints(section, &settings.connect, &settings.bind));
+        if !(1..=QUEUE_MAX).contains(&settings.queue) {
+            let text = format!("expected room for 1 to {QUEUE_MAX} messages");
+            mistakes.push(section.mistake_at("queue", text));
         }
         match mistakes.is_empty() {
             true => Ok(settings),
@@ -148,9 +148,7 @@ impl Outlet {
         let socket = set_up().map_err(|error| format!("can't set up a ZeroMQ socket: {error}"))?;
         let mut describe = Vec::new();
         for endpoint in &settings.bind {
-            socket
-                .bind(&resolved(endpoint))
-                .map_err(|error| explain("bind to", endpoint, error))?;
+            bind(&socket, endpoint)?;
             describe.push(format!("publishes on {endpoint}"));
         }
         for endpoint in &settings.connect {

@@ -50,6 +50,17 @@ pub enum Overflow {
     DropOldest,
 }
 
+impl Overflow {
+    /// The word for it in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Overflow::Block => "block",
+            Overflow::DropNewest => "drop_newest",
+            Overflow::DropOldest => "drop_oldest",
+        }
+    }
+}
+
 /// The `queue` settings of a consumer.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -319,6 +330,15 @@ impl Queue {
     /// Call when no enqueuer runs any more: one that waits for room holds the lock.
     pub fn close(&self) {
         self.sender.lock().take();
+    }
+
+    /// Drops what still waits, as `stopped`: its worker has not come back in time.
+    pub fn discard(&self) {
+        let _sender = self.sender.lock();
+        while let Ok(piece) = self.receiver.try_recv() {
+            self.stats
+                .dropped(Reason::Stopped, piece.len(), bytes_of(&piece));
+        }
     }
 
     /// The time of the next look at the clock for somebody who has nothing else to wait for.

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::stats::TOPIC_MAX;
+
 /// Topics remembered; when more come, the memory starts anew. A bus has some hundred; a publisher
 /// that puts an id into its topics must not be able to fill memory with them.
 const TOPICS_MAX: usize = 16_384;
@@ -66,12 +68,14 @@ impl Router {
         self.wanted.len()
     }
 
-    /// The route of a topic; none when it is not UTF-8.
+    /// The route of a topic; none when it is not UTF-8 or too long.
     pub fn route(&mut self, topic: &[u8]) -> Option<&mut Route> {
         if let Some(place) = self.places.get(topic) {
             return self.routes.get_mut(*place as usize);
         }
-        let text = std::str::from_utf8(topic).ok()?;
+        let text = std::str::from_utf8(topic)
+            .ok()
+            .filter(|text| text.len() <= TOPIC_MAX)?;
         if self.routes.len() >= TOPICS_MAX {
             self.places.clear();
             self.routes.clear();

@@ -505,12 +505,15 @@ impl Snapshot {
     }
 }
 
+/// The longest topic, in bytes: topics are remembered, and memory is bounded.
+pub const TOPIC_MAX: usize = 1024;
+
 /// Why a message was refused at the source, before it had a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// Not one, two or three frames, or one frame without a NUL after the topic.
     Frames,
-    /// The topic is not UTF-8.
+    /// The topic is not UTF-8, or longer than [`TOPIC_MAX`].
     Topic,
     /// Larger than `message_max`, as it came or decompressed.
     Size,
@@ -560,6 +563,7 @@ pub struct EndpointStats {
     missed: AtomicU64,
     restarts: AtomicU64,
     sequenced: AtomicBool,
+    unread: AtomicBool,
 }
 
 impl SourceStats {
@@ -630,6 +634,11 @@ impl EndpointStats {
         add(&self.missed, messages);
     }
 
+    /// The hub stopped before it had read all that had come.
+    pub fn left_unread(&self) {
+        self.unread.store(true, Ordering::Release);
+    }
+
     /// The sequence began anew.
     pub fn restarted(&self) {
         add(&self.restarts, 1);
@@ -650,6 +659,7 @@ impl EndpointStats {
             gaps: missed,
             loss: match (missed, restarts, sequenced, disconnects) {
                 (1.., ..) => Loss::Seen,
+                _ if self.unread.load(Ordering::Acquire) => Loss::Possible,
                 (0, 0, true, _) | (0, 0, false, 0) => Loss::NoneSeen,
                 _ => Loss::Possible,
             },
@@ -716,7 +726,8 @@ pub struct EndpointSnapshot {
 pub enum Loss {
     /// Sequence numbers without a gap, or no connection was ever lost.
     NoneSeen,
-    /// A connection was lost, or a sequence began anew, and nothing tells what passed meanwhile.
+    /// A connection was lost, or a sequence began anew, and nothing tells what passed meanwhile; or
+    /// the hub stopped before it had read all that had come.
     Possible,
     /// Sequence numbers were skipped.
     Seen,

@@ -20,6 +20,7 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -37,6 +38,11 @@ use crate::stats::{Refusal, SourceStats};
 
 /// Payloads from this size on are not copied: what libzmq's `in_batch_size` is.
 const COPY_BELOW: usize = 8192;
+/// libzmq has some 1,000 sockets for a process, and an endpoint takes three.
+const CONNECT_MAX: usize = 250;
+const MESSAGE_MAX_MAX: usize = 1 << 30;
+/// How often at most the same trouble of a connection is told.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// Topics whose sequence numbers are followed; further ones are taken unchecked.
 const SEQUENCES_MAX: usize = 16_384;
 /// How often connections are looked at while messages never cease.
@@ -97,7 +103,7 @@ impl Default for Settings {
             encoding: Encoding::default(),
             keep_alive: true,
             reconnect: Duration::from_millis(100),
-            reconnect_max: Duration::from_secs(10),
+            reconnect_max: Duration::from_secs(2),
             curve: None,
         }
     }
@@ -127,12 +133,9 @@ impl Settings {
                  such as connect = [\"tcp://127.0.0.1:9940\"]",
             ));
         }
-        for (key, endpoints) in [("connect", &settings.connect), ("bind", &settings.bind)] {
-            for endpoint in endpoints {
-                if let Err(why) = check_endpoint(endpoint) {
-                    mistakes.push(section.mistake_at(key, why));
-                }
-            }
+        mistakes.extend(check_endpoints(section, &settings.connect, &settings.bind));
+        if !(1..=MESSAGE_MAX_MAX).contains(&settings.message_max) {
+            mistakes.push(section.mistake_at("message_max", "expected 1 byte to 1 GiB"));
         }
         if let Some(curve) = &settings.curve {
             if ::zmq::has("curve") != Some(true) {
@@ -164,25 +167,68 @@ impl Settings {
 /// # Errors
 /// What is wrong, with an example of what would be right.
 pub fn check_endpoint(endpoint: &str) -> Result<(), String> {
-    let examples = "such as \"tcp://127.0.0.1:9940\", \"ipc:///run/weir/bus\" or \"inproc://bus\"";
+    let examples = "write it such as \"tcp://127.0.0.1:9940\", \"ipc:///run/weir/bus\" or \
+                    \"inproc://bus\"";
+    let wrong = |what: &str| Err(format!("`{endpoint}` {what}; {examples}"));
     match endpoint.split_once("://") {
         Some(("tcp", address)) => match address.rsplit_once(':') {
-            Some((host, port))
-                if !host.is_empty() && (port == "*" || port.parse::<u16>().is_ok()) =>
-            {
-                Ok(())
+            Some((host, _)) if host.contains(['[', ':']) => wrong("has an IPv6 address"),
+            Some((host, _)) if host.is_empty() || host.contains(char::is_whitespace) => {
+                wrong("has no host that could be one")
             }
-            _ => Err(format!(
-                "`{endpoint}` has no host and port; write it {examples}"
-            )),
+            Some((_, port)) if port == "*" || port.parse::<u16>().is_ok() => Ok(()),
+            Some(_) => wrong("has no port from 1 to 65535"),
+            None => wrong("has no port"),
         },
+        // The limit of a Unix socket's address, less the NUL at its end (unix(7)).
+        Some(("ipc", path)) if path.len() > 107 => wrong("has a path of more than 107 bytes"),
         Some(("ipc" | "inproc", name)) if !name.is_empty() => Ok(()),
-        Some(("ipc" | "inproc", _)) => Err(format!("`{endpoint}` has no name {examples}")),
-        Some((transport, _)) => Err(format!(
-            "`{transport}` is no transport of weir's; write it {examples}"
+        Some(("ipc" | "inproc", _)) => wrong("has no name"),
+        Some((transport, _)) => wrong(&format!(
+            "is of the transport {transport}, which weir lacks"
         )),
-        None => Err(format!("`{endpoint}` is no endpoint; write it {examples}")),
+        None => wrong("is no endpoint"),
     }
+}
+
+/// Says what is wrong with lists of endpoints of a section, if anything is.
+pub fn check_endpoints(
+    section: &settings::Settings,
+    connect: &[String],
+    bind: &[String],
+) -> Vec<Mistake> {
+    let mut mistakes = Vec::new();
+    for (key, endpoints) in [("connect", connect), ("bind", bind)] {
+        let places: Vec<_> = section
+            .get(key)
+            .into_iter()
+            .flat_map(|list| list.items())
+            .collect();
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            let wrong = if endpoints[..index].contains(endpoint) {
+                Some(format!("`{endpoint}` is given twice"))
+            } else if key == "connect" && (endpoint.contains('*') || endpoint.ends_with(":0")) {
+                Some(format!(
+                    "`{endpoint}` can't be connected to: give one host and one port"
+                ))
+            } else {
+                check_endpoint(endpoint).err()
+            };
+            if let (Some(wrong), Some(place)) = (wrong, places.get(index)) {
+                mistakes.push(Mistake {
+                    path: format!("{key}.{index}"),
+                    ..place.mistake(wrong)
+                });
+            }
+        }
+    }
+    if connect.len() > CONNECT_MAX {
+        mistakes.push(section.mistake_at(
+            "connect",
+            format!("more than {CONNECT_MAX} endpoints, each of which takes a socket"),
+        ));
+    }
+    mistakes
 }
 
 /// The endpoint as libzmq wants it: it can't bind to `localhost`, and connecting there may try IPv6
@@ -195,6 +241,28 @@ pub fn resolved(endpoint: &str) -> String {
 pub fn context() -> &'static Context {
     static CONTEXT: OnceLock<Context> = OnceLock::new();
     CONTEXT.get_or_init(Context::new)
+}
+
+/// Binds a socket; unlike libzmq, does not take an `ipc` path away from somebody who has it.
+///
+/// # Errors
+/// Why not, and what to do about it.
+pub fn bind(socket: &Socket, endpoint: &str) -> Result<(), String> {
+    if let Some(path) = endpoint.strip_prefix("ipc://").map(std::path::Path::new)
+        && let Ok(found) = std::fs::metadata(path)
+    {
+        if !found.file_type().is_socket() {
+            return Err(format!(
+                "can't bind to {endpoint}: there is a file, and it is no socket"
+            ));
+        }
+        if UnixStream::connect(path).is_ok() {
+            return Err(explain("bind to", endpoint, ::zmq::Error::EADDRINUSE));
+        }
+    }
+    socket
+        .bind(&resolved(endpoint))
+        .map_err(|error| explain("bind to", endpoint, error))
 }
 
 /// Why a socket could not be set up, for people.
@@ -237,6 +305,10 @@ struct Input {
     sequences: HashMap<Box<[u8]>, u32, rapidhash::fast::RandomState>,
     /// Its endpoints' places in the counters, by what libzmq calls them. The first is the socket's.
     endpoints: Vec<(String, usize)>,
+    /// When a trouble of its connections was last told.
+    told: Option<Instant>,
+    /// The next disconnection is that of a peer which never was connected.
+    handshake_failed: bool,
 }
 
 impl Zmq {
@@ -263,8 +335,7 @@ impl Zmq {
         if !settings.bind.is_empty() {
             let mut input = Input::new(settings, prefixes)?;
             for (index, endpoint) in settings.bind.iter().enumerate() {
-                (input.socket.bind(&resolved(endpoint)))
-                    .map_err(|error| explain("bind to", endpoint, error))?;
+                bind(&input.socket, endpoint)?;
                 let bound = match input.socket.get_last_endpoint() {
                     Ok(Ok(bound)) => bound.trim_end_matches('\0').to_owned(),
                     _ => resolved(endpoint),
@@ -296,7 +367,7 @@ impl Zmq {
     }
 
     fn read_events(&mut self) {
-        for input in &self.inputs {
+        for input in &mut self.inputs {
             input.read_events(&self.stats);
         }
         self.events_due = Instant::now() + EVENTS_INTERVAL;
@@ -322,6 +393,19 @@ impl Zmq {
             self.read_events();
         }
         Ok(())
+    }
+}
+
+/// What libzmq had received and nobody has read goes with the socket.
+impl Drop for Zmq {
+    fn drop(&mut self) {
+        for input in &self.inputs {
+            if matches!(input.socket.get_events(), Ok(events) if events.contains(::zmq::POLLIN)) {
+                for (_, index) in &input.endpoints {
+                    self.stats.endpoint(*index).left_unread();
+                }
+            }
+        }
     }
 }
 
@@ -452,6 +536,7 @@ impl Input {
         let told = [
             SocketEvent::HANDSHAKE_SUCCEEDED,
             SocketEvent::DISCONNECTED,
+            SocketEvent::CONNECT_RETRIED,
             SocketEvent::HANDSHAKE_FAILED_NO_DETAIL,
             SocketEvent::HANDSHAKE_FAILED_PROTOCOL,
             SocketEvent::HANDSHAKE_FAILED_AUTH,
@@ -469,6 +554,8 @@ impl Input {
             events: Events(Some(events)),
             sequences: HashMap::default(),
             endpoints: Vec::new(),
+            told: None,
+            handshake_failed: false,
         })
     }
 
@@ -544,7 +631,7 @@ impl Input {
 
     /// Reads what libzmq tells of connections. An event is two frames: number and value, endpoint
     /// (zmq_socket_monitor(3)).
-    fn read_events(&self, stats: &SourceStats) {
+    fn read_events(&mut self, stats: &SourceStats) {
         while let Ok(event) = self.events.recv_msg(DONTWAIT) {
             let endpoint = match event.get_more() {
                 true => self.events.recv_bytes(DONTWAIT).unwrap_or_default(),
@@ -562,32 +649,47 @@ impl Input {
                 continue;
             };
             // Compared by number: the binding's own conversion panics on events it doesn't know.
-            if number == SocketEvent::HANDSHAKE_SUCCEEDED.to_raw() {
+            let is = |event: SocketEvent| number == event.to_raw();
+            if is(SocketEvent::HANDSHAKE_SUCCEEDED) {
+                self.told = None;
                 match stats.endpoint(*index).connected() {
                     1 => info!(endpoint = known, "connected"),
                     times => info!(endpoint = known, times, "connected again"),
                 }
-            } else if number == SocketEvent::DISCONNECTED.to_raw() {
-                stats.endpoint(*index).disconnected();
-                warn!(
-                    endpoint = known,
-                    "connection lost; messages may have been missed"
-                );
-            } else if [
-                SocketEvent::HANDSHAKE_FAILED_NO_DETAIL,
-                SocketEvent::HANDSHAKE_FAILED_PROTOCOL,
-                SocketEvent::HANDSHAKE_FAILED_AUTH,
-            ]
-            .iter()
-            .any(|failed| failed.to_raw() == number)
-            {
-                warn!(
-                    endpoint = known,
-                    "a peer connected that does not speak ZeroMQ as we do"
-                );
+            } else if is(SocketEvent::DISCONNECTED) {
+                // After a handshake that failed it is told, too: nothing was connected then.
+                if !std::mem::take(&mut self.handshake_failed) {
+                    stats.endpoint(*index).disconnected();
+                    warn!(
+                        endpoint = known,
+                        "connection lost; messages may have been missed"
+                    );
+                }
+            } else if is(SocketEvent::CONNECT_RETRIED) {
+                if tell(&mut self.told) {
+                    warn!(
+                        endpoint = known,
+                        "can't connect; it is tried again and again"
+                    );
+                }
+            } else if !is(SocketEvent::MONITOR_STOPPED) {
+                self.handshake_failed = true;
+                if tell(&mut self.told) {
+                    warn!(endpoint = known, "a peer does not speak ZeroMQ as we do");
+                }
             }
         }
     }
+}
+
+/// Whether it is time to tell of a trouble, again.
+fn tell(told: &mut Option<Instant>) -> bool {
+    let now = Instant::now();
+    let due = told.is_none_or(|told| now.duration_since(told) >= TELL_AGAIN);
+    if due {
+        *told = Some(now);
+    }
+    due
 }
 
 fn follow(
@@ -597,7 +699,7 @@ fn follow(
     endpoint: &crate::stats::EndpointStats,
 ) {
     let Some(next) = sequences.get_mut(topic) else {
-        if sequences.len() < SEQUENCES_MAX {
+        if sequences.len() < SEQUENCES_MAX && topic.len() <= crate::stats::TOPIC_MAX {
             endpoint.sequenced();
             sequences.insert(topic.into(), number.wrapping_add(1));
         }

@@ -18,9 +18,9 @@ use serde_json::json;
 use weir_consumer::{Consumer, Context, Failure as Verdict, Kind, Message, Result as Outcome};
 use zmq::SocketType;
 
-use super::Failure;
 use super::hub::{ledger, signals};
 use super::publish::{millis, open, wrong};
+use super::{Failure, say};
 use crate::config::Config;
 use crate::hub::Hub;
 use crate::lifecycle::Flag;
@@ -44,7 +44,7 @@ Examples:
   weir demo --for 10s --json | jq -c '.consumers[] | [.name, .queue_messages, .lag_seconds]'")]
 pub(super) struct Demo {
     /// End after this time, with an empty queue and a ledger.
-    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "TIME", value_parser = super::duration)]
     lasts: Option<Duration>,
     /// How much faster than the real bus.
     #[arg(long, default_value_t = 60.0, value_name = "FACTOR", value_parser = speed)]
@@ -121,7 +121,8 @@ impl Demo {
         let sent = traffic
             .join()
             .map_err(|_| Failure::run("the publisher panicked"))?;
-        sent.map_err(Failure::run)?;
+        // Its socket stays open until the hub has stopped: the hub is not to miss its publisher.
+        let _publisher = sent.map_err(Failure::run)?;
         let published = published.load(Ordering::Relaxed);
         // All of it is on its way; a stop takes no more in, so let it arrive first.
         let arrived = |status: &Status| {
@@ -230,7 +231,7 @@ impl Traffic {
     }
 
     /// Publishes until it is told to stop.
-    fn run(self, stop: &Flag, published: &AtomicU64) -> Result<(), String> {
+    fn run(self, stop: &Flag, published: &AtomicU64) -> Result<Self, String> {
         let explain = |error: zmq::Error| format!("publishing: {error}");
         self.socket
             .set_rcvtimeo(millis(Duration::from_secs(5)))
@@ -273,7 +274,7 @@ impl Traffic {
             let bursting = (due + BURST_EVERY * 0.8) % BURST_EVERY < BURST_LASTS;
             due += 1.0 / if bursting { BURST } else { CALM };
         }
-        Ok(())
+        Ok(self)
     }
 }
 
@@ -306,15 +307,16 @@ impl Screen {
     /// Says something to people; with `--json`, apart from the figures.
     fn say(&mut self, text: &str) {
         match self.json {
-            true => eprintln!("{text}"),
-            false => println!("{text}"),
+            true => say(&format!("{text}\n")),
+            // Somebody who closed the pipe has seen enough; the demo still ends properly.
+            false => drop(writeln!(std::io::stdout(), "{text}")),
         }
         self.drawn = 0;
     }
 
     fn show(&mut self, status: &Status, published: u64, elapsed: Duration) {
         if self.json {
-            println!("{}", json!(status));
+            let _ = writeln!(std::io::stdout(), "{}", json!(status));
             return;
         }
         self.depths.resize(status.consumers.len(), VecDeque::new());
@@ -337,7 +339,7 @@ impl Screen {
             let _ = writeln!(out, "\n{seconds:5.1}s{of}   published {published}");
             let _ = writeln!(
                 out,
-                "\x1b[1m{:10} {:12} {:>6} {:SPARK$} {:>7} {:>7} {:>7} {:>9} {:>7}\x1b[0m",
+                "\x1b[1m{:8} {:12} {:>6} {:SPARK$} {:>6} {:>6} {:>6} {:>8} {:>6}\x1b[0m",
                 "consumer", "state", "depth", "", "lag", "in/s", "out/s", "consumed", "failed"
             );
             for (consumer, depths) in status.consumers.iter().zip(&self.depths) {
@@ -362,7 +364,6 @@ impl Screen {
             }
         }
         let mut stdout = std::io::stdout();
-        // Somebody who closed the pipe has seen enough; the demo still ends properly.
         let _ = stdout
             .write_all(out.as_bytes())
             .and_then(|()| stdout.flush());
@@ -370,7 +371,7 @@ impl Screen {
 }
 
 /// How many samples of depth are drawn.
-const SPARK: usize = 16;
+const SPARK: usize = 12;
 
 fn row(c: &ConsumerStatus, depths: &VecDeque<u64>) -> String {
     let color = match c.lag_seconds {
@@ -379,7 +380,7 @@ fn row(c: &ConsumerStatus, depths: &VecDeque<u64>) -> String {
         _ => "31",
     };
     format!(
-        "{:10} {:12} \x1b[{color}m{:>6} {:SPARK$} {:>6.1}s\x1b[0m {:>7.1} {:>7.1} {:>9} {:>7}",
+        "{:8} {:12} \x1b[{color}m{:>6} {:SPARK$} {:>5.1}s\x1b[0m {:>6.1} {:>6.1} {:>8} {:>6}",
         c.name,
         c.state.as_str(),
         c.queue_messages,

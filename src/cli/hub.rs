@@ -1,16 +1,17 @@
 //! `weir hub`: run a hub until it is told to stop.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::time::Duration;
 
 use clap::Args;
-use crossbeam_channel::{Receiver, RecvTimeoutError, never, select, tick};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, select, tick};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::{error, info};
 
-use super::{ConfigArgs, Failure};
+use super::{ConfigArgs, Failure, say};
 use crate::config::Config;
 use crate::hub::{self, Stopped};
 use crate::monitor::ConsumerStatus;
@@ -36,9 +37,11 @@ impl Hub {
         let config = self.config.load(registry)?;
         let signals = signals()?;
         let hub = hub::Hub::start(&config).map_err(Failure::run)?;
-        eprint!("{}", banner(&config, &hub));
-        notify(&[NotifyState::Ready]);
-        let limit = sd_notify::watchdog_enabled();
+        say(&banner(&config, &hub));
+        let manager = Manager::new()?;
+        manager.tell(NotifyState::Ready);
+        // Less than this can't be meant, and would be all that the hub does.
+        let limit = sd_notify::watchdog_enabled().filter(|l| *l >= Duration::from_millis(10));
         let pulse = limit.map_or(Duration::from_secs(3600), |limit| limit / 3);
         let watchdog = if limit.is_some() {
             tick(pulse)
@@ -60,20 +63,21 @@ impl Hub {
                     ),
                     Err(_) => "no thread is left".into(),
                 }),
-                recv(watchdog) -> _ => notify(&[NotifyState::Watchdog]),
+                recv(watchdog) -> _ => manager.tell(NotifyState::Watchdog),
             }
         };
         if let Some(died) = &died {
             error!(died, "a thread of the hub died; stopping");
         }
-        notify(&[NotifyState::Stopping]);
+        manager.tell(NotifyState::Stopping);
         let stopped = std::thread::scope(|scope| {
             // The watchdog does not know that a stop may take until its deadline.
             let done = crossbeam_channel::bounded::<()>(0);
             let receiver = done.1;
+            let manager = manager.clone();
             scope.spawn(move || {
                 while let Err(RecvTimeoutError::Timeout) = receiver.recv_timeout(pulse) {
-                    notify(&[NotifyState::Watchdog]);
+                    manager.tell(NotifyState::Watchdog);
                 }
             });
             let stopped = hub.stop();
@@ -81,8 +85,8 @@ impl Hub {
             stopped
         });
         match self.json {
-            true => println!("{}", serde_json::json!(stopped.status)),
-            false => eprint!("{}", ledger(&stopped)),
+            true => writeln!(std::io::stdout(), "{}", serde_json::json!(stopped.status))?,
+            false => say(&ledger(&stopped)),
         }
         match died {
             None => Ok(()),
@@ -91,15 +95,33 @@ impl Hub {
     }
 }
 
-/// Tells the service manager, if there is one.
-fn notify(state: &[NotifyState<'_>]) {
-    // Without NOTIFY_SOCKET this does nothing; with one that is gone nothing can be done.
-    let _ = sd_notify::notify(state);
+/// The service manager, if there is one; a thread tells it, so that one that does not listen holds
+/// up nobody.
+#[derive(Clone)]
+struct Manager(Sender<NotifyState<'static>>);
+
+impl Manager {
+    fn new() -> Result<Self, Failure> {
+        let (sender, states) = crossbeam_channel::bounded(4);
+        std::thread::Builder::new()
+            .name("weir-notify".into())
+            .spawn(move || {
+                for state in states {
+                    // Without NOTIFY_SOCKET this does nothing; with one that is gone nothing can be done.
+                    let _ = sd_notify::notify(&[state]);
+                }
+            })?;
+        Ok(Manager(sender))
+    }
+
+    fn tell(&self, state: NotifyState<'static>) {
+        let _ = self.0.try_send(state);
+    }
 }
 
-/// The first SIGTERM or SIGINT; a second one ends the process.
+/// The first SIGTERM, SIGINT or SIGHUP; a second one ends the process.
 pub(super) fn signals() -> Result<Receiver<i32>, Failure> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let (first, received) = crossbeam_channel::bounded(1);
     std::thread::Builder::new()
         .name("weir-signals".into())
@@ -149,7 +171,7 @@ fn banner(config: &Config, hub: &hub::Hub) -> String {
             .map(|t| if t.is_empty() { "everything" } else { t })
             .collect();
         let _ = write!(about, " <- {}", topics.join(", "));
-        let overflow = format!("{:?}", settings.queue.overflow);
+        let overflow = settings.queue.overflow.as_str();
         let _ = write!(about, "; room for {}, {overflow}", settings.queue.messages);
         if settings.workers > 1 {
             let _ = write!(about, "; {} workers", settings.workers);
@@ -224,8 +246,15 @@ pub(super) fn ledger(stopped: &Stopped) -> String {
             .iter()
             .filter(|(_, count)| *count > 0)
         {
+            let endpoints: Vec<&str> = source
+                .counters
+                .endpoints
+                .iter()
+                .map(|e| e.endpoint.as_str())
+                .collect();
             notes.push(format!(
-                "{count} messages refused at the source: {}",
+                "refused from {}: {} {count}",
+                endpoints.join(", "),
                 why.as_str()
             ));
         }
@@ -234,7 +263,7 @@ pub(super) fn ledger(stopped: &Stopped) -> String {
             match endpoint.loss {
                 Loss::NoneSeen => {}
                 Loss::Possible => notes.push(format!(
-                    "{}: connection lost {} times, loss possible",
+                    "{}: loss possible (connections lost: {})",
                     endpoint.endpoint, endpoint.disconnects
                 )),
                 Loss::Seen => notes.push(format!(

@@ -32,8 +32,11 @@ pub(super) struct Publish {
     /// How often to send it.
     #[arg(long, default_value_t = 1, value_name = "N")]
     count: u64,
-    /// How long to wait for a subscriber.
-    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    /// Wait for so many subscribers: `weir tail` is one, and the hub another.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    subscribers: u64,
+    /// How long to wait for them.
+    #[arg(long, default_value = "10s", value_parser = super::duration, value_name = "TIME")]
     wait: Duration,
 }
 
@@ -83,13 +86,14 @@ impl Publish {
 
     fn await_subscriber(&self, socket: &Socket, endpoints: &[String]) -> Result<(), Failure> {
         let deadline = Instant::now() + self.wait;
-        loop {
+        let mut missing = self.subscribers;
+        while missing > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             socket.set_rcvtimeo(millis(left)).map_err(wrong)?;
             match socket.recv_bytes(0) {
                 // 1 and the prefix: subscribed; 0: unsubscribed (zmq_socket(3)).
                 Ok(event) => match event.split_first() {
-                    Some((1, prefix)) if self.topic.as_bytes().starts_with(prefix) => return Ok(()),
+                    Some((1, prefix)) if self.topic.as_bytes().starts_with(prefix) => missing -= 1,
                     _ => {}
                 },
                 Err(zmq::Error::EAGAIN) => return Err(self.nobody(endpoints)),
@@ -97,6 +101,7 @@ impl Publish {
                 Err(error) => return Err(wrong(error)),
             }
         }
+        Ok(())
     }
 
     fn nobody(&self, endpoints: &[String]) -> Failure {
@@ -139,7 +144,9 @@ pub(super) fn open(
 ) -> Result<Socket, Failure> {
     let socket = Context::new().socket(kind).map_err(wrong)?;
     // What was sent goes out before the process ends, if somebody takes it.
-    socket.set_linger(5000).map_err(wrong)?;
+    socket.set_linger(30_000).map_err(wrong)?;
+    // XPUB drops what does not fit without a word: let everything fit.
+    socket.set_sndhwm(0).map_err(wrong)?;
     for endpoint in bind.iter().chain(connect) {
         check_endpoint(endpoint).map_err(Failure::usage)?;
     }

@@ -65,6 +65,7 @@ impl Tail {
             .set_subscribe(prefix(&self.topic).as_bytes())
             .map_err(wrong)?;
         socket.set_rcvtimeo(100).map_err(wrong)?;
+        socket.set_linger(0).map_err(wrong)?;
         let mut out = std::io::stdout();
         let terminal = out.is_terminal();
         if terminal {

@@ -63,7 +63,7 @@ impl Settings {
             .address
             .rsplit_once(':')
             .and_then(|(_, port)| port.parse::<u16>().ok());
-        if port.is_none_or(|port| port == 0) {
+        if port.is_none_or(|port| port == 0) || settings.address.starts_with(':') {
             mistakes.push(section.mistake_at("address", "expected HOST:PORT"));
         }
         if settings.interval < Duration::from_millis(10) {

@@ -28,13 +28,13 @@ impl<'de> Deserialize<'de> for Rate {
                 "h" => 3600.0,
                 _ => return None,
             };
-            Some(Rate {
-                per_second: count / seconds,
-            })
+            let per_second = count / seconds;
+            (per_second >= 1.0 / 86_400.0).then_some(Rate { per_second })
         });
         parsed.ok_or_else(|| {
             de::Error::custom(format!(
-                "expected a rate such as \"2/s\", \"120/min\" or \"1000/h\", found {text:?}"
+                "expected a rate such as \"2/s\", \"120/min\" or \"1000/h\", at least one a day, \
+                 found {text:?}"
             ))
         })
     }

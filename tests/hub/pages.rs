@@ -40,8 +40,11 @@ fn configurations_are_read() {
 fn commands_and_their_options_exist() {
     let mut checked = 0;
     for (path, text) in pages() {
-        let shown = text.lines().filter_map(|line| line.strip_prefix("    "));
-        for line in shown.filter_map(|line| line.trim().strip_prefix("weir ")) {
+        for line in text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("weir "))
+            .filter(|line| !line.starts_with("= "))
+        {
             let words: Vec<&str> = line
                 .split([' ', '\''])
                 .take_while(|word| *word != "#" && *word != ">")

@@ -396,3 +396,96 @@ fn the_demo_ends_by_itself_with_a_clean_ledger() {
         stderr(&output)
     );
 }
+
+/// A log that nobody reads, or that can't be written, is the log's trouble and not the hub's.
+#[test]
+fn a_log_that_nobody_reads_holds_up_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let bus = Bus::tcp();
+    let file = configure(dir.path(), &hub_config(&bus.endpoint, ""));
+    let mut hub = Running::start(weir().args(["hub", "--json", "--config"]).arg(&file));
+    bus.subscriptions(1);
+    // A second hub, whose standard error nobody reads, logs more than any pipe holds.
+    let flood = "[hub]\nhttp = ''\n[[backend]]\nconnect = ['ENDPOINT']\n[consumers.log]\n\
+                 topics = ''\nfile = '/dev/full'\nretry = { attempts = 1, delay = '1ms' }\n";
+    let flooded = dir.path().join("flood.toml");
+    std::fs::write(&flooded, flood.replace("ENDPOINT", &bus.endpoint)).unwrap();
+    let mut other = weir();
+    other.args(["hub", "--json", "--config"]).arg(&flooded);
+    let mut other = other
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    bus.subscriptions(1);
+    for _ in 0..5000 {
+        bus.publish("org.example.a", "{}");
+    }
+    eventually("consumed", || {
+        hub.status()["consumers"][0]["consumed"] == 5000
+    });
+    // The reader of the first one's log goes away.
+    drop(std::mem::replace(
+        &mut hub.log,
+        std::thread::spawn(String::new),
+    ));
+    let pid = other.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-s", "TERM", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut ledger = String::new();
+    other
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut ledger)
+        .unwrap();
+    assert!(other.wait().unwrap().success());
+    let ledger: Value = serde_json::from_str(&ledger).unwrap();
+    assert_eq!(ledger["consumers"][0]["waiting"], 0);
+    hub.signal("HUP");
+    assert_eq!(hub.end().0, Some(0));
+}
+
+#[test]
+fn the_demo_ends_properly_when_nobody_reads_it() {
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let mut demo = weir();
+    demo.args(["demo", "--for", "200ms", "--speed", "600"])
+        .stdout(full);
+    assert!(demo.status().unwrap().success());
+}
+
+#[test]
+fn publish_sends_all_it_was_asked_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let endpoint = ipc(dir.path(), "bus");
+    let more = "queue.messages = 100000\n";
+    let file = configure(dir.path(), &hub_config(&endpoint, more));
+    let hub = Running::start(weir().args(["hub", "--config"]).arg(&file));
+    let file = file.to_str().unwrap();
+    let output = run(&[
+        "publish",
+        "--count",
+        "20000",
+        "--wait",
+        "60s",
+        "-c",
+        file,
+        "org.example.a",
+        "x",
+    ]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    eventually("received", || {
+        hub.status()["sources"][0]["received"] == 20_000
+    });
+    hub.signal("TERM");
+    assert_eq!(hub.end().0, Some(0));
+}

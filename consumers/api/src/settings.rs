@@ -222,7 +222,8 @@ impl Settings {
 
     /// A mistake about the value of one key, or about this table when the key is not there.
     pub fn mistake_at(&self, key: &str, text: impl Into<String>) -> Mistake {
-        let origin = self.get(key).map_or(&self.origin, |value| &value.origin);
+        let place = key.split('.').try_fold(self, |here, key| here.get(key));
+        let origin = place.map_or(&self.origin, |value| &value.origin);
         Mistake {
             origin: origin.clone(),
             path: key.into(),
@@ -412,12 +413,22 @@ pub fn nearest<'c>(
 /// A text that says what a duration looks like.
 pub fn duration<'de, D: de::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(from)?;
-    humantime::parse_duration(&text).map_err(|_| {
-        de::Error::custom(format!(
+    match humantime::parse_duration(&text) {
+        Ok(time) if time <= DURATION_MAX => Ok(time),
+        Ok(_) => Err(de::Error::custom(format!(
+            "expected a duration of at most 10 years, found {text:?}"
+        ))),
+        Err(_) => Err(de::Error::custom(format!(
             "expected a duration such as \"250ms\" or \"10s\", found {text:?}"
-        ))
-    })
+        ))),
+    }
 }
+
+/// No longer durations: clocks can't be counted on beyond.
+pub const DURATION_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
+
+/// No larger sizes, 1 PiB: beyond is a slip of the finger.
+const SIZE_MAX: usize = 1 << 50;
 
 /// Reads a size in bytes such as `"64MiB"`, `"10 kB"` or `4096`; for `#[serde(deserialize_with)]`.
 ///
@@ -433,14 +444,19 @@ pub fn size<'de, D: de::Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
         Bytes(usize),
         Text(String),
     }
-    match Size::deserialize(from)? {
-        Size::Bytes(bytes) => Ok(bytes),
-        Size::Text(text) => (text.parse::<bytesize::ByteSize>().ok())
-            .and_then(|size| usize::try_from(size.as_u64()).ok())
-            .ok_or_else(|| {
-                de::Error::custom(format!("expected a size such as \"64MiB\", found {text:?}"))
-            }),
-    }
+    let bytes = match Size::deserialize(from)? {
+        Size::Bytes(bytes) => Some(bytes),
+        Size::Text(text) => match text.parse::<bytesize::ByteSize>() {
+            Ok(size) => usize::try_from(size.as_u64()).ok(),
+            Err(_) => {
+                return Err(de::Error::custom(format!(
+                    "expected a size such as \"64MiB\", found {text:?}"
+                )));
+            }
+        },
+    };
+    (bytes.filter(|bytes| *bytes <= SIZE_MAX))
+        .ok_or_else(|| de::Error::custom("expected a size of at most 1 PiB"))
 }
 
 /// Turns what the TOML parser read into a tree with lines and columns.
@@ -694,9 +710,23 @@ impl<'de> de::Deserializer<'de> for Tree<'de> {
         }
     }
 
+    fn deserialize_struct<V: de::Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        // serde would take a list for the fields in their order.
+        match &self.0.value {
+            Value::Table(_) => self.deserialize_any(visitor),
+            Value::List(_) => Err(Error::new("expected a section of keys, found a list")),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
     serde::forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
-        unit_struct seq tuple tuple_struct map struct identifier ignored_any
+        unit_struct seq tuple tuple_struct map identifier ignored_any
     }
 }
 
