@@ -64,13 +64,16 @@ impl Sqlite {
     /// Opens the archive, and makes it when there is no file or an empty one.
     pub(crate) fn connect(path: &Path, synchronous: Synchronous) -> Result<Self> {
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
+            fs::create_dir_all(directory).map_err(|error| {
+                Failure::retry(format!("can't make {}: {error}", directory.display()))
+            })?;
         }
         // Without SQLITE_OPEN_URI: a path is a path, whatever it begins with.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut connection = Connection::open_with_flags(path, flags)?;
+        let mut connection =
+            Connection::open_with_flags(path, flags).map_err(|error| verdict(error, path))?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         // Before anything else, because a change of the journal mode is a change of the file.
         recognise_or_make(&mut connection, path)?;

@@ -97,9 +97,9 @@ impl Consumer for Log {
                 // the next attempt opens the file as the first one did.
                 let mut file = match open.take() {
                     Some(file) => file,
-                    None => open_to_append(path)?,
+                    None => open_to_append(path).map_err(|error| at(path, error))?,
                 };
-                file.write_all(self.line.as_bytes())?;
+                (file.write_all(self.line.as_bytes())).map_err(|error| at(path, error))?;
                 *open = Some(file);
             }
         }
@@ -114,6 +114,10 @@ impl Consumer for Log {
         }
         Ok(())
     }
+}
+
+fn at(path: &Path, error: io::Error) -> Failure {
+    Failure::retry(format!("can't write to {}: {error}", path.display()))
 }
 
 /// Opens the file for whole lines: one that an earlier failure cut short gets its end first.
