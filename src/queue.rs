@@ -180,11 +180,6 @@ impl Queue {
         &self.stats
     }
 
-    /// Its bounds and policy.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
     /// Puts a batch in, as far as there is room; of the rest the overflow policy decides.
     ///
     /// Returns when every message is in or counted as dropped; only the policy `block` waits.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use zmq::{Context, Socket, SocketType};
 
-use super::{Failure, PeerArgs};
+use super::{Failure, PeerArgs, say};
 use crate::backend::Source;
 use crate::backend::zmq::{Pattern, check_endpoint, explain, resolved};
 use crate::config::Config;
@@ -81,6 +81,8 @@ impl Publish {
                     error => wrong(error),
                 })?;
         }
+        let (count, topic, bytes) = (self.count, &self.topic, body.len());
+        say(&format!("sent on {topic:?}: {count} x {bytes} bytes\n"));
         Ok(())
     }
 
