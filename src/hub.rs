@@ -45,6 +45,8 @@ pub struct Hub {
     monitor_stop: Arc<Flag>,
     quits: Quits,
     threads: Threads,
+    /// For whoever looks after the hub.
+    deaths: Receiver<Ended>,
 }
 
 #[derive(Default)]
@@ -96,7 +98,7 @@ impl Threads {
                 Ok(ended) => {
                     self.running.remove(&ended.id);
                     if let Some(error) = ended.error {
-                        warn!(thread = ended.thread, error, "a thread died while stopping");
+                        warn!(thread = ended.thread, error, "a thread has died");
                     }
                 }
                 Err(_) => return left,
@@ -130,7 +132,7 @@ impl Hub {
     /// # Errors
     /// As [`start`](Hub::start).
     pub fn start_with(config: &Config, more: Vec<Box<dyn Backend>>) -> Result<Self, String> {
-        let (watch, ends) = Watch::new();
+        let (watch, [ends, deaths]) = Watch::new();
         let threads = Threads {
             watch,
             ends,
@@ -144,7 +146,7 @@ impl Hub {
             queues: Vec::new(),
         };
         starting
-            .start(config, more)
+            .start(config, more, deaths)
             .inspect_err(|_| starting.abandon())
     }
 
@@ -170,7 +172,7 @@ impl Hub {
 
     /// Where the ends of its threads arrive: before a stop, each of them is a failure.
     pub fn ends(&self) -> &Receiver<Ended> {
-        &self.threads.ends
+        &self.deaths
     }
 
     /// Stops: no more intake, then an empty queue or the deadline, whichever comes first.
@@ -214,7 +216,12 @@ struct Starting {
 }
 
 impl Starting {
-    fn start(&mut self, config: &Config, more: Vec<Box<dyn Backend>>) -> Result<Hub, String> {
+    fn start(
+        &mut self,
+        config: &Config,
+        more: Vec<Box<dyn Backend>>,
+        deaths: Receiver<Ended>,
+    ) -> Result<Hub, String> {
         let mut publishes = Vec::new();
         let mut publish_stats: Option<Arc<PublishStats>> = None;
         let mut publisher = Publisher::nowhere();
@@ -332,6 +339,7 @@ impl Starting {
         let (watch, ends) = (self.threads.watch.clone(), self.threads.ends.clone());
         Ok(Hub {
             figures,
+            deaths,
             http,
             publishes,
             stop: self.stop.clone(),

@@ -53,7 +53,7 @@ impl Flag {
 }
 
 /// How a thread ended.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ended {
     /// What [`Watch::spawn`] answered for it.
     pub id: usize,
@@ -66,22 +66,24 @@ pub struct Ended {
 /// Starts threads and reports their ends.
 #[derive(Clone)]
 pub struct Watch {
-    ended: Sender<Ended>,
+    ended: [Sender<Ended>; 2],
     spawned: Arc<AtomicUsize>,
 }
 
 impl Watch {
-    /// A watch, and where the ends of its threads arrive.
-    pub fn new() -> (Self, Receiver<Ended>) {
+    /// A watch, and where the ends of its threads arrive: twice each, because whoever waits for the
+    /// threads must not miss an end that somebody else has seen before.
+    pub fn new() -> (Self, [Receiver<Ended>; 2]) {
         // Bounded by the number of threads: each reports once.
-        let (ended, reports) = crossbeam_channel::unbounded();
-        (
-            Watch {
-                ended,
-                spawned: Arc::default(),
-            },
-            reports,
-        )
+        let (first, second) = (
+            crossbeam_channel::unbounded(),
+            crossbeam_channel::unbounded(),
+        );
+        let watch = Watch {
+            ended: [first.0, second.0],
+            spawned: Arc::default(),
+        };
+        (watch, [first.1, second.1])
     }
 
     /// Starts a thread of this name; answers the number by which its end will be reported.
@@ -104,8 +106,11 @@ impl Watch {
                     Ok(Err(error)) => Some(error),
                     Err(panic) => Some(format!("panicked: {}", weir_consumer::panic_text(&*panic))),
                 };
-                // Nobody listens any more once the hub itself is gone.
-                let _ = ended.send(Ended { id, thread, error });
+                let end = Ended { id, thread, error };
+                for ended in ended {
+                    // Nobody listens any more once the hub itself is gone.
+                    let _ = ended.send(end.clone());
+                }
             })?;
         Ok(id)
     }
@@ -126,7 +131,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_thread_is_reported_however_it_came_about() {
-        let (watch, reports) = Watch::new();
+        let (watch, [reports, again]) = Watch::new();
         let mut ends = Vec::new();
         type Body = fn() -> Result<(), String>;
         let bodies: [(&str, Body); 3] = [
@@ -138,6 +143,7 @@ mod tests {
             let id = watch.spawn(name, body).unwrap();
             let end = reports.recv().unwrap();
             assert_eq!(end.id, id);
+            assert_eq!(again.recv().unwrap().id, id);
             ends.push((end.thread, end.error));
         }
         let expected = [

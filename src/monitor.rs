@@ -18,7 +18,7 @@ use crate::forecast::{Rates, Window};
 use crate::lifecycle::Flag;
 use crate::producer::{ProducerSnapshot, ProducerStats};
 use crate::publisher::{PublishSnapshot, PublishStats};
-use crate::stats::{Dropped, Reason, Snapshot, SourceSnapshot, SourceStats, State, Stats};
+use crate::stats::{Dropped, Reason, SourceSnapshot, SourceStats, State, Stats};
 use statsd::Statsd;
 
 /// Rates are those of the last ten seconds.
@@ -237,13 +237,10 @@ impl Figures {
     }
 
     /// Takes a sample of each consumer; rates are what lies between samples.
-    fn sample(&self) -> Vec<Snapshot> {
-        let sample = |consumer: &ConsumerFigures| {
-            let shot = consumer.stats.snapshot();
-            consumer.window.lock().push(shot);
-            shot
-        };
-        self.consumers.iter().map(sample).collect()
+    fn sample(&self) {
+        for consumer in &self.consumers {
+            consumer.window.lock().push(consumer.stats.snapshot());
+        }
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) mod keyed;
 pub mod rate;
 
 use std::hash::{BuildHasher, RandomState};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -272,7 +273,7 @@ impl<'h> Runner<'h> {
                 Delivery::Panicked(text) => {
                     self.crashes += 1;
                     self.worker.panicked();
-                    self.consumer = None;
+                    self.discard();
                     (
                         Verdict::Retry,
                         Failure::retry(format!("panicked: {text}")),
@@ -428,6 +429,19 @@ impl<'h> Runner<'h> {
         }
     }
 
+    /// Throws away an instance that has panicked; its destructor may panic as well.
+    fn discard(&mut self) {
+        let broken = self.consumer.take();
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(broken)));
+        if let Err(panic) = dropped {
+            let text = weir_consumer::panic_text(&*panic);
+            error!(
+                consumer = self.settings.name,
+                text, "panicked in its destructor"
+            );
+        }
+    }
+
     /// Builds the consumer anew, with longer and longer pauses while it does not work out.
     fn rebuild(&mut self) -> Option<()> {
         loop {
@@ -435,7 +449,7 @@ impl<'h> Runner<'h> {
                 return None;
             }
             let build = &self.settings.build;
-            let built = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| build()));
+            let built = catch_unwind(AssertUnwindSafe(|| build()));
             let why = match built {
                 Ok(Ok(consumer)) => {
                     info!(
@@ -446,7 +460,10 @@ impl<'h> Runner<'h> {
                     self.consumer = Some(consumer);
                     return Some(());
                 }
-                Ok(Err(mistakes)) => mistakes.iter().map(ToString::to_string).collect(),
+                Ok(Err(mistakes)) => {
+                    let mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+                    mistakes.join("; ")
+                }
                 Err(panic) => weir_consumer::panic_text(&*panic).to_owned(),
             };
             self.crashes += 1;
@@ -495,7 +512,7 @@ impl<'h> Runner<'h> {
             Delivery::Panicked(text) => {
                 self.worker.panicked();
                 self.crashes += 1;
-                self.consumer = None;
+                self.discard();
                 error!(consumer = self.settings.name, text, "panicked in its tick");
             }
         }

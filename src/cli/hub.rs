@@ -107,7 +107,7 @@ impl Manager {
             .name("weir-notify".into())
             .spawn(move || {
                 for state in states {
-                    // Without NOTIFY_SOCKET this does nothing; with one that is gone nothing can be done.
+                    // Nothing without NOTIFY_SOCKET; and nothing to be done when it is gone.
                     let _ = sd_notify::notify(&[state]);
                 }
             })?;

@@ -244,6 +244,37 @@ fn a_panic_costs_the_state_and_an_attempt_and_nothing_more() {
 }
 
 #[test]
+fn a_destructor_that_panics_costs_nothing_more_either() {
+    struct Broken(crossbeam_channel::Sender<(String, Vec<u8>)>);
+    impl Consumer for Broken {
+        fn consume(&mut self, message: &Message) -> Result {
+            assert!(message.payload() != "1", "the message");
+            record(&self.0, message)
+        }
+    }
+    impl Drop for Broken {
+        fn drop(&mut self) {
+            // Only the instances on the consumer's own thread, and only after their panic.
+            assert!(std::thread::current().name() != Some("broken") || self.0.is_empty());
+        }
+    }
+    let (sender, seen) = unbounded();
+    let broken = Kind::consumer("broken", move |_: NoSettings, _: &Context| {
+        Ok(Broken(sender.clone()))
+    });
+    let toml = "[consumers.broken]\ntopics = ''\nretry = { attempts = 2, delay = '1ms' }";
+    let (feed, hub) = fed(toml, [broken]);
+    send(&feed, 0..3); // what was recorded is not taken yet, so the destructor panics
+    eventually("settled", || {
+        consumer(&hub, "broken").queue_messages == 0 && seen.len() == 2
+    });
+    assert!(hub.ends().is_empty());
+    assert_eq!(numbers(&seen, 2), [0, 2]);
+    assert_eq!(consumer(&hub, "broken").dropped.of(Reason::Attempts), 1);
+    hub.stop();
+}
+
+#[test]
 fn a_message_that_always_panics_is_given_up_after_its_attempts() {
     let (sender, seen) = unbounded();
     let poison = kind("poison", move |message| {

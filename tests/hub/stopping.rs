@@ -99,7 +99,8 @@ impl Backend for Dies {
 
 #[test]
 fn a_thread_that_dies_is_seen() {
-    let config = "hub.http = ''\n[consumers.null]\ntopics = ''";
+    // The stop does not wait for the dead: the test would not end.
+    let config = "hub.http = ''\nhub.stop_deadline = '1h'\n[consumers.null]\ntopics = ''";
     let config = Config::embedded(config, &registry([])).unwrap();
     let hub = Hub::start_with(&config, vec![Box::new(Dies)]).unwrap();
     let ended = hub.ends().recv_timeout(PATIENCE).unwrap();
