@@ -53,6 +53,8 @@ pub mod backend;
 pub mod router;
 
 pub mod enqueuer;
+
+pub mod dead_letters;
 pub mod runner;
 
 pub mod producer;
