@@ -4,6 +4,7 @@
 //! is wrong, and nothing was started; 128 + n a second signal n ended the hub at once.
 
 mod config;
+mod dead;
 mod demo;
 mod hub;
 mod kinds;
@@ -60,6 +61,8 @@ enum Command {
     Demo(demo::Demo),
     Publish(publish::Publish),
     Tail(tail::Tail),
+    #[command(subcommand)]
+    Dead(dead::Command),
     #[command(subcommand)]
     Config(config::Command),
     Kinds(kinds::Kinds),
@@ -149,6 +152,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Demo(demo) => demo.run(&registry),
         Command::Publish(publish) => publish.run(&registry),
         Command::Tail(tail) => tail.run(&registry),
+        Command::Dead(dead) => dead.run(&registry),
         Command::Config(config) => config.run(&registry),
         Command::Kinds(kinds) => kinds.run(&registry),
     };

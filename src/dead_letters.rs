@@ -854,7 +854,7 @@ impl DeadLetters {
             self.figures.lock().expired += expired;
             total += expired;
         }
-        loop {
+        while self.figures.lock().bytes() > self.keep_bytes() {
             let expired = self.change(|transaction, figures| {
                 figures.make_room(transaction, self.keep_bytes(), 0, NONE, CHUNK)
             })?;
@@ -1094,4 +1094,930 @@ fn is_failed_sync(error: &rusqlite::Error) -> bool {
         error.sqlite_error().map(|error| error.extended_code),
         Some(rusqlite::ffi::SQLITE_IOERR_FSYNC | rusqlite::ffi::SQLITE_IOERR_DIR_FSYNC)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn keep(bytes: usize) -> Settings {
+        let age = Duration::from_nanos(100);
+        Settings {
+            keep: Keep { bytes, age },
+        }
+    }
+
+    /// A directory for the file, and the file in it.
+    fn place() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        (dir, path)
+    }
+
+    fn open(path: &Path) -> DeadLetters {
+        DeadLetters::open(path, &Settings::default()).unwrap()
+    }
+
+    fn message(topic: &str, payload: &[u8]) -> Message {
+        Message::at_ns(topic.into(), Bytes::copy_from_slice(payload), 7, 8)
+    }
+
+    fn cause(text: &str, times: u32) -> Cause {
+        let text = text.into();
+        Cause { text, times }
+    }
+
+    fn new<'m>(consumer: &'m str, message: &'m Message, causes: &'m [Cause]) -> New<'m> {
+        New {
+            consumer,
+            message,
+            reason: "attempts",
+            causes,
+            attempts: 5,
+            first_failed_ns: 9,
+            last_failed_ns: 10,
+        }
+    }
+
+    /// Sets aside a message with a payload of this length.
+    fn put(dead: &DeadLetters, consumer: &str, length: usize) -> Result<i64, String> {
+        dead.set_aside(&new(consumer, &message("t", &vec![b'x'; length]), &[]))
+    }
+
+    fn put_some(dead: &DeadLetters, count: usize, length: usize) {
+        for _ in 0..count {
+            put(dead, "c", length).unwrap();
+        }
+    }
+
+    /// Page by page.
+    fn letters(dead: &DeadLetters, filter: &Filter) -> Vec<Letter> {
+        let mut letters: Vec<Letter> = Vec::new();
+        loop {
+            let after = letters.last().map_or(NONE, |letter| letter.id);
+            let page = dead.list(filter, after, 1000).unwrap();
+            if page.is_empty() {
+                return letters;
+            }
+            letters.extend(page);
+        }
+    }
+
+    fn ids(dead: &DeadLetters, filter: &Filter) -> Vec<i64> {
+        let letters = letters(dead, filter);
+        letters.iter().map(|letter| letter.id).collect()
+    }
+
+    fn all(dead: &DeadLetters) -> Vec<i64> {
+        ids(dead, &Filter::default())
+    }
+
+    fn of_ids(ids: impl Into<Vec<i64>>) -> Filter {
+        Filter {
+            ids: ids.into(),
+            ..Filter::default()
+        }
+    }
+
+    fn pragma(dead: &DeadLetters, name: &str, value: i64) {
+        let store = dead.store.lock();
+        let sql = format!("PRAGMA {name} = {value}");
+        let mut pragma = store.connection.prepare(&sql).unwrap();
+        pragma.query(()).unwrap().next().unwrap();
+    }
+
+    #[test]
+    fn exact() {
+        let (_dir, path) = place();
+        let dead = open(&path);
+        let every: Vec<u8> = (0..=255).collect();
+        for (topic, payload) in [("", &b""[..]), ("a\0b.\u{1f980}", &every)] {
+            let message = Message::at_ns(topic.into(), payload.to_vec().into(), u64::MAX, 1 << 40);
+            let causes = [cause("it's \"so\"\n\0", 3), cause("%_", u32::MAX)];
+            let id = dead
+                .set_aside_at(&new("C-1", &message, &causes), 11)
+                .unwrap();
+            let expected = Letter {
+                id,
+                consumer: "C-1".into(),
+                topic: topic.into(),
+                payload: payload.to_vec().into(),
+                seq: 1 << 40,
+                received_ns: i64::MAX as u64, // the year 2262
+                reason: "attempts".into(),
+                causes: causes.into(),
+                attempts: 5,
+                first_failed_ns: 9,
+                last_failed_ns: 10,
+                set_aside_ns: 11,
+                requeued: false,
+            };
+            assert_eq!(dead.show(id).unwrap(), Some(expected));
+        }
+        assert_eq!(dead.show(99).unwrap(), None);
+    }
+
+    #[test]
+    fn in_json_a_payload_is_text_or_hex() {
+        let (_dir, path) = place();
+        let dead = open(&path);
+        let text = message("t", b"{\"a\": 1}");
+        let bytes = message("t", b"\xff\x00");
+        for (message, expected) in [(text, r#""{\"a\": 1}""#), (bytes, r#"{"hex":"ff00"}"#)] {
+            let id = dead.set_aside(&new("c", &message, &[])).unwrap();
+            let json = serde_json::to_string(&dead.show(id).unwrap()).unwrap();
+            assert!(
+                json.contains(&format!(r#""payload":{expected},"#)),
+                "{json}"
+            );
+        }
+    }
+
+    #[test]
+    fn bounded() {
+        let (_dir, path) = place();
+        let room = 1 + 1 + 8 + 2 + 100 + OVERHEAD as usize; // consumer, topic, reason, [], payload
+        let dead = DeadLetters::open(&path, &keep(3 * room)).unwrap();
+        for id in 1..=5 {
+            assert_eq!(put(&dead, "c", 100), Ok(id));
+        }
+        assert_eq!(all(&dead), [3, 4, 5]);
+        assert_eq!(dead.expired(), 2);
+        assert_eq!(dead.summary()["c"].bytes, 3 * room as u64);
+        // One byte more than two of them: both go.
+        assert_eq!(put(&dead, "d", 101), Ok(6));
+        assert_eq!(all(&dead), [5, 6]);
+        assert_eq!(dead.expired(), 4);
+    }
+
+    #[test]
+    fn a_letter_larger_than_all_that_is_kept_is_kept_alone() {
+        let (_dir, path) = place();
+        let dead = DeadLetters::open(&path, &keep(1000)).unwrap();
+        put(&dead, "small", 1).unwrap();
+        let large = put(&dead, "large", 5000).unwrap();
+        assert_eq!(all(&dead), [large]);
+        assert_eq!(dead.expire(0), Ok(0));
+        assert_eq!(all(&dead), [large]);
+        let small = put(&dead, "small", 1).unwrap();
+        assert_eq!(all(&dead), [small]);
+        assert_eq!(dead.expired(), 2);
+    }
+
+    #[test]
+    fn a_letter_that_grows_makes_others_expire() {
+        let (_dir, path) = place();
+        let dead = DeadLetters::open(&path, &keep(1000)).unwrap();
+        let first = put(&dead, "c", 100).unwrap();
+        let second = put(&dead, "c", 100).unwrap();
+        let more = [cause(&"x".repeat(500), 1)];
+        dead.failed_again(first, "attempts", &more, 1, 1).unwrap();
+        assert_eq!((all(&dead), dead.expired()), (vec![first], 1));
+        let more = [cause(&"y".repeat(500), 1)];
+        dead.failed_again(second, "attempts", &more, 1, 1).unwrap();
+        assert_eq!(all(&dead), [first], "what has expired stays so");
+    }
+
+    #[test]
+    fn what_is_older_than_the_bound_expires() {
+        let (_dir, path) = place();
+        let dead = DeadLetters::open(&path, &keep(1 << 20)).unwrap();
+        let message = message("t", b"");
+        // The clock may go back.
+        for (consumer, at) in [
+            ("a", 1000),
+            ("b", 500),
+            ("a", 900),
+            ("a", 1100),
+            ("b", 1001),
+        ] {
+            dead.set_aside_at(&new(consumer, &message, &[]), at)
+                .unwrap();
+        }
+        assert_eq!(dead.expire(1000), Ok(1));
+        assert_eq!(all(&dead), [1, 3, 4, 5]);
+        assert_eq!(dead.summary()["a"].oldest_ns, 900);
+        assert_eq!(dead.expire(1101), Ok(2), "at the bound is within it");
+        assert_eq!(all(&dead), [4, 5]);
+        assert_eq!(dead.expired(), 3);
+    }
+
+    #[test]
+    fn a_bound_that_was_lowered_holds_after_expire() {
+        let (_dir, path) = place();
+        let dead = open(&path);
+        put_some(&dead, 10, 100);
+        drop(dead);
+        let dead = DeadLetters::open(&path, &keep(1000)).unwrap();
+        dead.expire(0).unwrap();
+        assert_eq!(all(&dead), [9, 10]);
+        assert_eq!(dead.expired(), 8);
+    }
+
+    #[test]
+    fn all_or_nothing() {
+        let (_dir, path) = place();
+        let dead = DeadLetters::open(&path, &keep(5000)).unwrap();
+        for _ in 0..4 {
+            put(&dead, "c", 500).unwrap();
+        }
+        dead.requeue(&of_ids([1])).unwrap();
+        let before = (dead.list(&Filter::default(), 0, 9).unwrap(), dead.summary());
+        let unchanged = || {
+            let letters = dead.list(&Filter::default(), 0, 9).unwrap();
+            assert_eq!((letters, dead.summary()), before);
+            let fresh = DeadLetters::read(&path).unwrap().unwrap();
+            assert_eq!(fresh.summary(), before.1);
+            assert_eq!(dead.expired(), 0);
+        };
+        let everything_fails = |text: &str| {
+            let failures = [
+                put(&dead, "d", 4000).map(drop), // would make others expire
+                dead.requeue(&Filter::default()).map(drop),
+                dead.purge(&Filter::default()).map(drop),
+                dead.failed_again(1, "crash", &[cause("x", 1)], 1, 1),
+                dead.settled(1),
+                dead.expire(u64::MAX).map(drop),
+            ];
+            for failure in failures {
+                let failure = failure.unwrap_err();
+                assert!(failure.starts_with(path.to_str().unwrap()), "{failure}");
+                assert!(failure.contains(text), "{failure}");
+                unchanged();
+            }
+        };
+        pragma(&dead, "query_only", 1);
+        everything_fails("must be allowed to write the file and its directory");
+        pragma(&dead, "query_only", 0);
+
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        everything_fails("another process is writing it");
+        other.execute_batch("ROLLBACK").unwrap();
+
+        // SQLite's own limit ends in the same error as the disk's.
+        pragma(&dead, "max_page_count", 8);
+        let full = put(&dead, "d", 100_000).unwrap_err();
+        assert!(full.ends_with("; make room on the disk"), "{full}");
+        unchanged();
+        pragma(&dead, "max_page_count", 1_000_000);
+        put(&dead, "d", 100_000).unwrap();
+    }
+
+    #[test]
+    fn an_id_names_one_letter_for_ever() {
+        let (_dir, path) = place();
+        let dead = open(&path);
+        assert_eq!(put(&dead, "c", 1), Ok(1));
+        assert_eq!(put(&dead, "c", 1), Ok(2));
+        assert_eq!(dead.purge(&Filter::default()), Ok(2));
+        drop(dead);
+        assert_eq!(put(&open(&path), "c", 1), Ok(3));
+    }
+
+    #[test]
+    fn requeued_letters_are_settled_or_fail_again() {
+        let (_dir, path) = place();
+        let dead = open(&path);
+        let message = message("t", b"x");
+        for consumer in ["a", "b", "a", "a"] {
+            let causes = [cause("refused", 5)];
+            dead.set_aside_at(&new(consumer, &message, &causes), 50)
+                .unwrap();
+        }
+        assert_eq!(dead.requeue(&of_ids([1, 2, 3, 99])), Ok(3));
+        assert_eq!(dead.requeue(&of_ids([1, 2, 3])), Ok(0));
+        assert_eq!(dead.summary()["a"].requeued, 2);
+        let requeued = |after| {
+            let letters = dead.requeued("a", after, 10).unwrap();
+            letters.iter().map(|letter| letter.id).collect::<Vec<_>>()
+        };
+        assert_eq!(requeued(0), [1, 3]);
+        assert_eq!(requeued(1), [3]);
+        dead.settled(1).unwrap();
+        dead.settled(1).unwrap();
+        let causes = [cause("refused", 1), cause("timed out", 2)];
+        dead.failed_again(3, "dead_letter", &causes, 3, 77).unwrap();
+        dead.failed_again(1, "dead_letter", &causes, 3, 77).unwrap();
+        assert!(requeued(0).is_empty());
+        assert_eq!(all(&dead), [2, 3, 4]);
+        let letter = dead.show(3).unwrap().unwrap();
+        assert_eq!(letter.causes, [cause("refused", 6), cause("timed out", 2)]);
+        assert_eq!((letter.attempts, &*letter.reason), (8, "dead_letter"));
+        assert_eq!((letter.first_failed_ns, letter.last_failed_ns), (9, 77));
+        assert_eq!((letter.set_aside_ns, letter.requeued), (50, false));
+        assert_eq!(dead.summary()["a"].requeued, 0);
+        assert_eq!(dead.summary()["b"].requeued, 1);
+    }
+
+    #[test]
+    fn a_filter_means_what_it_says() {
+        let (_dir, path) = place();
+        let dead = open(&path);
+        let letters = [
+            ("a", "org.x.one", "attempts", "it's refused", 10),
+            ("b", "org.x.two", "dead_letter", "100% \"bad\"", 20),
+            ("a", "orgax", "crash", "1000 bad", 30),
+            ("A", "ORG.x\0.one", "attempts", "nul \0 in it", 40),
+        ];
+        for (consumer, topic, reason, text, at) in letters {
+            let (message, causes) = (message(topic, b""), [cause("first", 1), cause(text, 1)]);
+            let letter = New {
+                reason,
+                ..new(consumer, &message, &causes)
+            };
+            dead.set_aside_at(&letter, at).unwrap();
+        }
+        let check = |filter: Filter, expected: &[i64]| {
+            assert_eq!(ids(&dead, &filter), expected, "{filter:?}");
+            assert_eq!(dead.count(&filter), Ok(expected.len() as u64), "{filter:?}");
+            let newest = dead.before_newest(&filter, 1).unwrap();
+            let before = expected.iter().rev().nth(1).copied().unwrap_or(NONE);
+            assert_eq!(newest, before, "{filter:?}");
+        };
+        let text = |text: &str| Some(text.to_owned());
+        let none = Filter::default;
+        check(none(), &[1, 2, 3, 4]);
+        check(of_ids([4, 2, 99, -1]), &[2, 4]);
+        for (consumer, expected) in [("a", &[1, 3][..]), ("A", &[4]), ("", &[]), ("a' OR 1", &[])] {
+            let consumer = text(consumer);
+            check(Filter { consumer, ..none() }, expected);
+        }
+        for (topic, expected) in [
+            ("", &[1, 2, 3, 4][..]),
+            ("*", &[1, 2, 3, 4]),
+            ("org.x.*", &[1, 2]),
+            ("org.", &[1, 2]), // a dot is a dot
+            ("org_", &[]),
+            ("ORG.x\0.o", &[4]),
+            ("ORG.x\0.t", &[]),
+            ("%", &[]),
+        ] {
+            let topic = text(topic);
+            check(Filter { topic, ..none() }, expected);
+        }
+        let reason = text("attempts");
+        check(Filter { reason, ..none() }, &[1, 4]);
+        for (cause, expected) in [
+            ("first", &[1, 2, 3, 4][..]),
+            ("it's", &[1]),
+            ("100%", &[2]),
+            ("\"bad\"", &[2]),
+            ("BAD", &[]),
+            ("text", &[]),
+            ("\0 in", &[4]),
+            ("first100", &[]), // one cause ends where it ends
+        ] {
+            let cause = text(cause);
+            check(Filter { cause, ..none() }, expected);
+        }
+        let (before_ns, since_ns) = (Some(30), Some(20));
+        check(
+            Filter {
+                before_ns,
+                ..none()
+            },
+            &[1, 2],
+        );
+        check(Filter { since_ns, ..none() }, &[2, 3, 4]);
+        let (consumer, topic) = (text("a"), text("org."));
+        let both = Filter {
+            consumer,
+            topic,
+            ..none()
+        };
+        check(both.clone(), &[1]);
+        assert_eq!(dead.requeue(&both), Ok(1));
+        assert_eq!(dead.purge(&both), Ok(1));
+        check(none(), &[2, 3, 4]);
+    }
+
+    #[test]
+    fn a_list_has_pages_bounded_in_letters_and_bytes() {
+        let (_dir, path) = place();
+        let dead = open(&path);
+        put_some(&dead, 6, PAGE_BYTES / 2);
+        let page = |after, limit| {
+            let letters = dead.list(&Filter::default(), after, limit).unwrap();
+            letters.iter().map(|letter| letter.id).collect::<Vec<_>>()
+        };
+        assert_eq!(page(0, 1), [1]);
+        assert_eq!(page(0, 100), [1, 2]);
+        assert_eq!(page(2, 100), [3, 4]);
+        assert!(page(6, 100).is_empty());
+        assert!(page(0, 0).is_empty());
+        assert_eq!(page(0, usize::MAX), [1, 2]);
+    }
+
+    #[test]
+    fn a_chain_of_causes_is_bounded() {
+        let long = "\u{1f980}".repeat(CAUSE_CHARS_MAX);
+        let mut chain = Vec::new();
+        Cause::add(&mut chain, &long, 1);
+        assert_eq!(chain[0].text, long);
+        for _ in 0..2 {
+            // The second time with what the first has left.
+            let longer = format!("{long}{}", "y".repeat(1_000_000));
+            Cause::add(&mut chain, &longer, 1);
+            let known = chain[1].text.clone();
+            Cause::add(&mut chain, &known, 1);
+        }
+        assert_eq!(chain.len(), 2);
+        assert_eq!(chain[1], cause(&format!("{long} (cut)"), 4));
+
+        for i in 2..CAUSES_MAX {
+            Cause::add(&mut chain, &format!("text {i}"), 2);
+        }
+        assert_eq!(chain.last().unwrap(), &cause("text 15", 2));
+        Cause::add(&mut chain, "one more", 1);
+        Cause::add(&mut chain, "yet another", 1);
+        Cause::add(&mut chain, "text 2", 1);
+        assert_eq!(chain.len(), CAUSES_MAX);
+        assert_eq!(
+            chain.last().unwrap(),
+            &cause("others, the last: yet another", 4)
+        );
+        assert_eq!(chain[2], cause("text 2", 3));
+        // A chain that came from a chain keeps its bounds and its sum.
+        let mut again = chain.clone();
+        for cause in &chain {
+            Cause::add(&mut again, &cause.text, cause.times);
+        }
+        assert_eq!(again.len(), CAUSES_MAX);
+        let times = |chain: &[Cause]| chain.iter().map(|cause| cause.times).sum::<u32>();
+        assert_eq!(times(&again), 2 * times(&chain));
+
+        let (_dir, path) = place();
+        let dead = open(&path);
+        let many: Vec<Cause> = (0..100).map(|i| cause(&format!("{i} {long}"), 1)).collect();
+        let id = dead
+            .set_aside(&new("c", &message("t", b""), &many))
+            .unwrap();
+        let kept = dead.show(id).unwrap().unwrap().causes;
+        assert_eq!((kept.len(), times(&kept)), (CAUSES_MAX, 100));
+    }
+
+    #[test]
+    fn others_read_while_one_writes() {
+        let (dir, path) = place();
+        assert!(DeadLetters::read(&path).unwrap().is_none());
+        assert!(!path.exists());
+        std::fs::write(&path, "").unwrap();
+        assert!(DeadLetters::read(&path).unwrap().is_none());
+
+        let dead = open(&path);
+        let reader = DeadLetters::read(&path).unwrap().unwrap();
+        assert!(all(&reader).is_empty());
+        put(&dead, "c", 1).unwrap();
+        assert_eq!(all(&reader), [1]);
+        assert!(put(&reader, "c", 1).is_err());
+        assert!(reader.purge(&Filter::default()).is_err());
+        assert_eq!(all(&dead), [1]);
+
+        let error = DeadLetters::read(dir.path()).err().unwrap();
+        assert!(error.starts_with(dir.path().to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn what_was_written_survives_the_end_of_the_process() {
+        let (dir, path) = place();
+        let dead = open(&path);
+        put_some(&dead, 5, 10_000);
+        dead.requeue(&of_ids([2])).unwrap();
+        // The files as they are at this moment, without a proper end.
+        let later = dir.path().join("later.db");
+        for end in ["", "-wal"] {
+            let name = |path: &Path| format!("{}{end}", path.display());
+            std::fs::copy(name(&path), name(&later)).unwrap();
+        }
+        let later = open(&later);
+        assert_eq!(later.summary(), dead.summary());
+        assert_eq!(all(&later), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_sync_writes_only_when_something_was_written() {
+        let (_dir, path) = place();
+        let dead = open(&path);
+        let log = || {
+            let log = std::fs::read(format!("{}-wal", path.display())).unwrap();
+            log.len()
+        };
+        put(&dead, "c", 1).unwrap();
+        let written = log();
+        dead.sync().unwrap();
+        let synced = log();
+        assert!(synced > written, "a commit of its own");
+        dead.sync().unwrap();
+        assert_eq!(log(), synced);
+        put(&dead, "c", 1).unwrap();
+        let written = log();
+        dead.sync().unwrap();
+        assert!(log() > written);
+        let synchronous: i64 = (dead.store.lock().connection)
+            .pragma_query_value(None, "synchronous", |row| row.get(0))
+            .unwrap();
+        assert_eq!(synchronous, 1, "set_aside does not wait for the disk");
+    }
+
+    #[test]
+    fn a_failed_sync_is_told_from_a_full_disk() {
+        let error = |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+        assert!(is_failed_sync(&error(rusqlite::ffi::SQLITE_IOERR_FSYNC)));
+        assert!(!is_failed_sync(&error(rusqlite::ffi::SQLITE_IOERR_WRITE)));
+        assert!(!is_failed_sync(&error(rusqlite::ffi::SQLITE_FULL)));
+
+        let (_dir, path) = place();
+        let dead = open(&path);
+        put(&dead, "c", 1).unwrap();
+        pragma(&dead, "query_only", 1);
+        assert!(dead.sync().is_err());
+        pragma(&dead, "query_only", 0);
+        assert_eq!(dead.sync(), Ok(()), "that can pass");
+    }
+
+    #[test]
+    fn a_purge_gives_the_room_back() {
+        let (_dir, path) = place();
+        let dead = open(&path);
+        put_some(&dead, 20, 100_000);
+        let pages = || {
+            let store = dead.store.lock();
+            let pages = (store.connection).pragma_query_value(None, "page_count", |row| row.get(0));
+            pages.unwrap()
+        };
+        let full: i64 = pages();
+        assert!(full > 20 * 24);
+        assert_eq!(dead.purge(&of_ids((1..=19).collect::<Vec<_>>())), Ok(19));
+        let rest = pages();
+        assert!(rest < full / 10, "{rest} of {full}");
+    }
+
+    #[test]
+    fn nothing_foreign_is_touched() {
+        let foreign = "CREATE TABLE messages (id INTEGER PRIMARY KEY);";
+        let archive = format!("{foreign} PRAGMA application_id = {APPLICATION_ID};");
+        let archive = format!("{archive} PRAGMA user_version = 1;");
+        let newer = format!("{SCHEMA} PRAGMA application_id = {APPLICATION_ID};");
+        let newer = format!("{newer} PRAGMA user_version = 2;");
+        for (sql, text) in [
+            (foreign, "is a database of something else"),
+            (&archive, "is a database of something else"),
+            (
+                &newer,
+                "are of version 2, and this weir knows versions up to 1",
+            ),
+        ] {
+            let (_dir, path) = place();
+            Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+            refused(&path, text);
+        }
+        let (_dir, path) = place();
+        std::fs::write(&path, "dead letters\n".repeat(1000)).unwrap();
+        refused(&path, "is damaged");
+        assert!(open_error(&path).contains("move it away"));
+    }
+
+    fn open_error(path: &Path) -> String {
+        let error = DeadLetters::open(path, &Settings::default()).err().unwrap();
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
+        error
+    }
+
+    #[track_caller]
+    fn refused(path: &Path, text: &str) {
+        let before = std::fs::read(path).unwrap();
+        let error = open_error(path);
+        assert!(error.contains(text), "{error}");
+        let error = DeadLetters::read(path).err().unwrap();
+        assert!(error.contains(text), "{error}");
+        assert!(std::fs::read(path).unwrap() == before);
+    }
+
+    /// A file with some letters, as it is when it was closed.
+    fn sound() -> Vec<u8> {
+        let (_dir, path) = place();
+        let dead = open(&path);
+        let causes = [cause("refused", 5)];
+        for length in [1, 300, 9000] {
+            let message = message("org.example", &vec![b'x'; length]);
+            dead.set_aside(&new("c", &message, &causes)).unwrap();
+        }
+        dead.requeue(&of_ids([2])).unwrap();
+        drop(dead);
+        std::fs::read(&path).unwrap()
+    }
+
+    /// Everything that can be done with a file, whatever it answers.
+    fn use_all(path: &Path) -> Vec<String> {
+        let dead = match DeadLetters::open(path, &keep(20_000)) {
+            Ok(dead) => dead,
+            Err(error) => return vec![error],
+        };
+        let text = Some("x".to_owned());
+        let filter = Filter {
+            cause: text,
+            ..Filter::default()
+        };
+        let outcomes = [
+            dead.list(&Filter::default(), 0, 10).map(drop),
+            dead.count(&filter).map(drop),
+            dead.requeued("c", 0, 10).map(drop),
+            dead.failed_again(2, "attempts", &[], 1, 1),
+            put(&dead, "c", 15_000).map(drop),
+            dead.requeue(&Filter::default()).map(drop),
+            dead.sync(),
+            dead.expire(u64::MAX).map(drop),
+            dead.purge(&Filter::default()).map(drop),
+        ];
+        outcomes.into_iter().filter_map(Result::err).collect()
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_and_never_a_panic() {
+        let sound = sound();
+        let (_dir, path) = place();
+        let mut damaged = 0;
+        let mut attempt = |bytes: &[u8]| {
+            for end in ["-wal", "-shm"] {
+                let _ = std::fs::remove_file(format!("{}{end}", path.display()));
+            }
+            std::fs::write(&path, bytes).unwrap();
+            for error in use_all(&path) {
+                assert!(error.contains(path.to_str().unwrap()), "{error}");
+                damaged += usize::from(error.contains("is damaged"));
+            }
+        };
+        attempt(&sound);
+        // Every page in some places; each byte takes minutes.
+        for at in (0..sound.len()).step_by(61) {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 0xff;
+            attempt(&bytes);
+        }
+        for page in 1..sound.len() / 4096 {
+            attempt(&sound[..page * 4096]);
+            attempt(&sound[..page * 4096 + 100]);
+            let mut bytes = sound.clone();
+            bytes[page * 4096..][..4096].fill(0);
+            attempt(&bytes);
+        }
+        assert!(damaged > 0);
+    }
+
+    #[test]
+    fn settings_are_checked() {
+        let read = |toml: &str| Settings::from_settings(&Tree::from_toml(toml, "f").unwrap());
+        assert_eq!(read(""), Ok(Settings::default()));
+        let keep = read("keep = { bytes = '1 MiB', age = '7d' }").unwrap().keep;
+        assert_eq!(keep.bytes, 1 << 20);
+        assert_eq!(keep.age, Duration::from_secs(7 * 24 * 3600));
+        let mistakes = read("keep = { bytes = 0, age = '0s' }").unwrap_err();
+        let texts: Vec<String> = mistakes.iter().map(Mistake::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "f:1:18: keep.bytes: expected room for at least 1 byte",
+                "f:1:27: keep.age: expected more than no time"
+            ]
+        );
+        assert!(read("keep = { messages = 1 }").is_err());
+        assert!(read("age = '7d'").is_err());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Operation {
+        SetAside {
+            consumer: usize,
+            payload: usize,
+            cause: usize,
+        },
+        Requeue(Chosen),
+        Purge(Chosen),
+        Settled(usize),
+        FailedAgain {
+            which: usize,
+            cause: usize,
+        },
+        Expire,
+        Reopen,
+        Sync,
+        /// From here on, or no longer, nothing can be written.
+        Spoil(bool),
+    }
+
+    #[derive(Clone, Debug)]
+    enum Chosen {
+        All,
+        Consumer(usize),
+        Ids(Vec<i64>),
+    }
+
+    const CONSUMERS: [&str; 3] = ["a", "b", "long-name"];
+    const KEEP: u64 = 4000;
+
+    fn chosen() -> impl Strategy<Value = Chosen> {
+        prop_oneof![
+            1 => Just(Chosen::All),
+            3 => (0..3_usize).prop_map(Chosen::Consumer),
+            5 => prop::collection::vec(0..30_i64, 1..4).prop_map(Chosen::Ids),
+        ]
+    }
+
+    fn operation() -> impl Strategy<Value = Operation> {
+        use Operation::*;
+        let payload = prop_oneof![20 => 0..700_usize, 1 => 3000..6000_usize];
+        prop_oneof![
+            20 => (0..3_usize, payload, 0..400_usize).prop_map(|(consumer, payload, cause)| {
+                SetAside { consumer, payload, cause }
+            }),
+            5 => chosen().prop_map(Requeue),
+            2 => chosen().prop_map(Purge),
+            3 => (0..8_usize).prop_map(Settled),
+            4 => (0..8_usize, 0..400_usize).prop_map(|(which, cause)| FailedAgain { which, cause }),
+            3 => Just(Expire),
+            1 => Just(Reopen),
+            1 => Just(Sync),
+            1 => prop_oneof![1 => Just(true), 3 => Just(false)].prop_map(Spoil),
+        ]
+    }
+
+    /// What the file should have.
+    #[derive(Default)]
+    struct Model {
+        letters: Vec<Letter>,
+        last_id: i64,
+        expired: u64,
+    }
+
+    fn bytes(letter: &Letter) -> u64 {
+        let causes = serde_json::to_string(&letter.causes).unwrap();
+        let texts = [&letter.consumer, &letter.topic, &letter.reason, &causes];
+        let texts: usize = texts.into_iter().map(String::len).sum();
+        256 + (texts + letter.payload.len()) as u64
+    }
+
+    impl Model {
+        fn bytes(&self) -> u64 {
+            self.letters.iter().map(bytes).sum()
+        }
+
+        fn matches(chosen: &Chosen, letter: &Letter) -> bool {
+            match chosen {
+                Chosen::All => true,
+                Chosen::Consumer(consumer) => letter.consumer == CONSUMERS[*consumer],
+                Chosen::Ids(ids) => ids.contains(&letter.id),
+            }
+        }
+
+        /// The oldest go until the rest is within the bound; this one, the newest, stays.
+        fn bound(&mut self, stays: i64) {
+            while self.bytes() > KEEP && self.letters.len() > 1 {
+                let oldest = usize::from(self.letters[0].id == stays);
+                self.letters.remove(oldest);
+                self.expired += 1;
+            }
+        }
+
+        fn retain(&mut self, holds: impl Fn(&Letter) -> bool) -> u64 {
+            let before = self.letters.len();
+            self.letters.retain(holds);
+            (before - self.letters.len()) as u64
+        }
+
+        fn summary(&self) -> BTreeMap<String, Summary> {
+            let mut summary: BTreeMap<String, Summary> = BTreeMap::new();
+            for letter in &self.letters {
+                let entry = summary.entry(letter.consumer.clone()).or_insert(Summary {
+                    oldest_ns: u64::MAX,
+                    ..Summary::default()
+                });
+                entry.letters += 1;
+                entry.bytes += bytes(letter);
+                entry.oldest_ns = entry.oldest_ns.min(letter.set_aside_ns);
+                entry.requeued += u64::from(letter.requeued);
+            }
+            summary
+        }
+    }
+
+    fn filter(chosen: &Chosen) -> Filter {
+        match chosen {
+            Chosen::All => Filter::default(),
+            Chosen::Consumer(consumer) => Filter {
+                consumer: Some(CONSUMERS[*consumer].into()),
+                ..Filter::default()
+            },
+            Chosen::Ids(ids) => of_ids(ids.clone()),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn the_figures_are_the_files(
+            operations in prop::collection::vec((operation(), 0..40_u64), 1..60),
+        ) {
+            let (_dir, path) = place();
+            let mut dead = DeadLetters::open(&path, &keep(KEEP as usize)).unwrap();
+            let mut model = Model::default();
+            let mut spoilt = false;
+            let mut now = 1000;
+            for (operation, passes) in operations {
+                now += passes;
+                match operation {
+                    Operation::SetAside { consumer, payload, cause: length } => {
+                        let message = message("t", &vec![b'x'; payload]);
+                        let causes = [cause(&"c".repeat(length), 1)];
+                        let letter = new(CONSUMERS[consumer], &message, &causes);
+                        let id = dead.set_aside_at(&letter, now);
+                        prop_assert_eq!(id.is_err(), spoilt);
+                        let Ok(id) = id else { continue };
+                        prop_assert!(id > model.last_id);
+                        model.last_id = id;
+                        let written = dead.show(id).unwrap().unwrap();
+                        prop_assert_eq!(written.payload.len(), payload);
+                        prop_assert_eq!(&written.causes, &causes);
+                        prop_assert_eq!(written.set_aside_ns, now);
+                        model.letters.push(written);
+                        model.bound(id);
+                    }
+                    Operation::Requeue(chosen) => {
+                        let requeued = dead.requeue(&filter(&chosen));
+                        prop_assert_eq!(requeued.is_err(), spoilt);
+                        let Ok(requeued) = requeued else { continue };
+                        let mut expected = 0;
+                        for letter in &mut model.letters {
+                            if !letter.requeued && Model::matches(&chosen, letter) {
+                                letter.requeued = true;
+                                expected += 1;
+                            }
+                        }
+                        prop_assert_eq!(requeued, expected);
+                    }
+                    Operation::Purge(chosen) => {
+                        let purged = dead.purge(&filter(&chosen));
+                        prop_assert_eq!(purged.is_err(), spoilt);
+                        let Ok(purged) = purged else { continue };
+                        let expected = model.retain(|letter| !Model::matches(&chosen, letter));
+                        prop_assert_eq!(purged, expected);
+                    }
+                    Operation::Settled(which) => {
+                        let id = model.letters.get(which).map_or(999, |letter| letter.id);
+                        prop_assert_eq!(dead.settled(id).is_err(), spoilt);
+                        if !spoilt {
+                            model.retain(|letter| letter.id != id);
+                        }
+                    }
+                    Operation::FailedAgain { which, cause: length } => {
+                        let id = model.letters.get(which).map_or(999, |letter| letter.id);
+                        let causes = [cause(&"d".repeat(length), 1)];
+                        let failed = dead.failed_again(id, "crash", &causes, 1, now);
+                        prop_assert_eq!(failed.is_err(), spoilt);
+                        if spoilt {
+                            continue;
+                        }
+                        if let Some(letter) = model.letters.get_mut(which) {
+                            Cause::add(&mut letter.causes, &causes[0].text, 1);
+                            letter.reason = "crash".into();
+                            letter.attempts += 1;
+                            letter.last_failed_ns = now;
+                            letter.requeued = false;
+                            model.bound(id);
+                        }
+                    }
+                    Operation::Expire => {
+                        let expired = dead.expire(now);
+                        if spoilt {
+                            continue;
+                        }
+                        let expected = model.retain(|letter| letter.set_aside_ns + 100 >= now);
+                        model.expired += expected;
+                        prop_assert_eq!(expired, Ok(expected));
+                    }
+                    Operation::Reopen => {
+                        drop(dead);
+                        dead = DeadLetters::open(&path, &keep(KEEP as usize)).unwrap();
+                        (spoilt, model.expired) = (false, 0);
+                    }
+                    Operation::Sync => {
+                        let _ = dead.sync();
+                    }
+                    Operation::Spoil(whether) => {
+                        spoilt = whether;
+                        pragma(&dead, "query_only", spoilt.into());
+                    }
+                }
+                prop_assert_eq!(&letters(&dead, &Filter::default()), &model.letters);
+                prop_assert_eq!(dead.summary(), model.summary());
+                let fresh = DeadLetters::read(&path).unwrap().unwrap();
+                prop_assert_eq!(dead.summary(), fresh.summary());
+                prop_assert_eq!(dead.expired(), model.expired);
+                prop_assert!(model.bytes() <= KEEP || model.letters.len() == 1);
+            }
+        }
+    }
 }

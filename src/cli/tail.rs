@@ -115,7 +115,7 @@ fn payload(body: &[u8]) -> serde_json::Value {
 }
 
 /// A payload must not be able to steer the terminal.
-fn visible(c: char) -> impl Iterator<Item = char> {
+pub(super) fn visible(c: char) -> impl Iterator<Item = char> {
     let escaped = c.is_control();
     escaped
         .then(|| c.escape_default())
