@@ -47,6 +47,7 @@ pub mod lifecycle;
 pub mod stats;
 
 pub mod forecast;
+pub mod journal;
 pub mod queue;
 
 pub mod backend;

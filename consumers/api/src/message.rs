@@ -32,9 +32,13 @@ struct Inner {
     topic: Arc<str>,
     payload: Bytes,
     received_ns: u64,
+    /// With [`REPLAYED`] as its top bit: a flag of its own would cost every message eight bytes.
     seq: u64,
     json: OnceLock<Box<std::result::Result<Value, serde_json::Error>>>,
 }
+
+/// Set in the stored number of a message that is delivered again because of a replay.
+const REPLAYED: u64 = 1 << 63;
 
 impl Message {
     /// A message that was taken in at `received`; `seq` is its number in the hub's order of intake.
@@ -52,7 +56,18 @@ impl Message {
             topic,
             payload,
             received_ns,
-            seq,
+            seq: seq & !REPLAYED,
+            json: OnceLock::new(),
+        }))
+    }
+
+    /// The same for a message that is delivered again because of a replay.
+    pub fn again(topic: Arc<str>, payload: Bytes, received_ns: u64, seq: u64) -> Self {
+        Message(Arc::new(Inner {
+            topic,
+            payload,
+            received_ns,
+            seq: seq | REPLAYED,
             json: OnceLock::new(),
         }))
     }
@@ -83,7 +98,13 @@ impl Message {
     /// Its number in the hub's order of intake, from 1.
     #[inline]
     pub fn seq(&self) -> u64 {
-        self.0.seq
+        self.0.seq & !REPLAYED
+    }
+
+    /// Whether it was settled before and is delivered again because somebody asked for a replay.
+    #[inline]
+    pub fn replayed(&self) -> bool {
+        self.0.seq & REPLAYED != 0
     }
 
     /// The bytes that a queue's byte limit counts for this message: topic and payload.
@@ -173,6 +194,14 @@ mod tests {
                 .as_ptr_range()
                 .contains(&named.name.as_ptr())
         );
+    }
+
+    #[test]
+    fn a_replayed_message_keeps_its_number() {
+        let replayed = Message::again("t".into(), Bytes::new(), 5, 7);
+        assert_eq!((replayed.seq(), replayed.replayed()), (7, true));
+        let fresh = Message::at_ns("t".into(), Bytes::new(), 5, 7);
+        assert_eq!((fresh.seq(), fresh.replayed()), (7, false));
     }
 
     #[test]
