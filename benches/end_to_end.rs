@@ -303,7 +303,7 @@ fn hub(role: &HubRole) -> Result<Received> {
         false => r#"{ messages = 2000000, bytes = "4GiB" }"#,
     };
     let mut config = format!(
-        "[hub]\nname = 'bench'\nhttp = ''\n\
+        "[hub]\nname = 'bench'\nhttp = ''\n[journal]\nenabled = false\n\
          [[backend]]\nconnect = ['{endpoint}']\nreceive_hwm = {RECEIVE_HWM}\n"
     );
     for n in 0..role.consumers {

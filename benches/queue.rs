@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use weir::queue::{Queue, Settings, Taken, bytes_of};
+use weir::queue::{Queue, Settings, Taken, Taker, bytes_of};
 use weir::router::Router;
 use weir::stats::{Settled, Stats};
 use weir_consumer::Message;
@@ -25,13 +25,15 @@ fn queue(criterion: &mut Criterion) {
             })
             .collect();
         let bytes = bytes_of(&batch);
-        let queue = Queue::new(Settings::default(), Arc::new(Stats::new(1)), None);
+        let stats = Arc::new(Stats::new(1));
+        let queue = Arc::new(Queue::new(Settings::default(), stats, None));
+        let mut taker = Taker::new(queue.clone(), Some(0));
         let worker = queue.stats().worker(0);
         group.throughput(Throughput::Elements(messages));
         group.bench_function(format!("push, take and settle each of {messages}"), |b| {
             b.iter(|| {
-                queue.push(&batch, bytes);
-                let Taken::Piece(piece) = queue.take(|| {}, Instant::now()) else {
+                queue.push(&batch, bytes, false);
+                let Taken::Piece(piece) = taker.take(|| {}, Instant::now()) else {
                     unreachable!("a batch has just been put in");
                 };
                 for message in piece.iter() {

@@ -12,6 +12,9 @@ use crate::stats::SourceStats;
 pub mod memory;
 pub mod zmq;
 
+/// Takes a message: its topic, its payload, and its number at the source if it carries one.
+pub type Accept<'a> = dyn FnMut(&[u8], Bytes, Option<u64>) + 'a;
+
 /// A source of messages, driven by one enqueuer on its thread.
 ///
 /// It finds messages and names their topics; it neither routes nor queues, and never parses a
@@ -25,7 +28,7 @@ pub trait Backend: Send {
     /// it heals itself.
     fn receive(
         &mut self,
-        accept: &mut dyn FnMut(&[u8], Bytes),
+        accept: &mut Accept<'_>,
         max: usize,
         wait: Duration,
     ) -> Result<usize, String>;

@@ -9,6 +9,7 @@ mod demo;
 mod hub;
 mod kinds;
 mod publish;
+mod steer;
 mod tail;
 
 use std::io::{IsTerminal, Write};
@@ -61,6 +62,10 @@ enum Command {
     Demo(demo::Demo),
     Publish(publish::Publish),
     Tail(tail::Tail),
+    Pause(steer::Pause),
+    Resume(steer::Resume),
+    Skip(steer::Skip),
+    Replay(steer::Replay),
     #[command(subcommand)]
     Dead(dead::Command),
     #[command(subcommand)]
@@ -153,6 +158,10 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Publish(publish) => publish.run(&registry),
         Command::Tail(tail) => tail.run(&registry),
         Command::Dead(dead) => dead.run(&registry),
+        Command::Pause(pause) => pause.run(&registry),
+        Command::Resume(resume) => resume.run(&registry),
+        Command::Skip(skip) => skip.run(&registry),
+        Command::Replay(replay) => replay.run(&registry),
         Command::Config(config) => config.run(&registry),
         Command::Kinds(kinds) => kinds.run(&registry),
     };

@@ -19,7 +19,7 @@ use crate::monitor::statsd;
 use crate::registry::Registry;
 use crate::router::prefix;
 use crate::runner::{self, rate::Rate};
-use crate::{publisher, queue};
+use crate::{dead_letters, journal, publisher, queue};
 
 /// Every key with its default and what it means.
 pub const SAMPLE: &str = include_str!("sample.toml");
@@ -37,6 +37,10 @@ pub struct Config {
     pub publish: Option<publisher::Settings>,
     /// The `[statsd]` section.
     pub statsd: Option<statsd::Settings>,
+    /// The `[journal]` section.
+    pub journal: journal::Settings,
+    /// The `[dead_letters]` section.
+    pub dead_letters: dead_letters::Settings,
     /// The `[consumers.*]` sections.
     pub consumers: Vec<Consumer>,
     /// The `[producers.*]` sections.
@@ -87,6 +91,8 @@ pub struct ConsumerSettings {
     #[serde(deserialize_with = "one_or_many")]
     pub topics: Vec<String>,
     pub queue: queue::Settings,
+    pub delivery: Delivery,
+    pub start: Start,
     pub workers: usize,
     pub key: Option<String>,
     pub retry: runner::Retry,
@@ -101,6 +107,8 @@ impl Default for ConsumerSettings {
             kind: None,
             topics: Vec::new(),
             queue: queue::Settings::default(),
+            delivery: Delivery::default(),
+            start: Start::default(),
             workers: 1,
             key: None,
             retry: runner::Retry::default(),
@@ -109,6 +117,28 @@ impl Default for ConsumerSettings {
             lane: None,
         }
     }
+}
+
+/// What a consumer is promised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// What the journal has is delivered, also after a crash, and then perhaps twice.
+    #[default]
+    AtLeastOnce,
+    /// From memory only: what does not fit into the queue is dropped, what waits at the end too.
+    AtMostOnce,
+}
+
+/// Where a consumer begins that has no cursor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// With the next message that comes.
+    #[default]
+    Head,
+    /// With the oldest that the journal has.
+    Earliest,
 }
 
 fn one_or_many<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
@@ -268,6 +298,8 @@ impl Config {
             "backend",
             "publish",
             "statsd",
+            "journal",
+            "dead_letters",
             "consumers",
             "producers",
         ];
@@ -307,6 +339,17 @@ impl Config {
         let statsd = known
             .get("statsd")
             .and_then(|section| check.under("statsd", statsd::Settings::from_settings(section)));
+        let journal = known
+            .get("journal")
+            .and_then(|section| check.under("journal", journal::Settings::from_settings(section)))
+            .unwrap_or_default();
+        let dead_letters = known
+            .get("dead_letters")
+            .and_then(|section| {
+                let read = dead_letters::Settings::from_settings(section);
+                check.under("dead_letters", read)
+            })
+            .unwrap_or_default();
         let mut consumers = Vec::new();
         for (name, section) in known
             .get("consumers")
@@ -365,6 +408,8 @@ impl Config {
                 backends,
                 publish,
                 statsd,
+                journal,
+                dead_letters,
                 consumers,
                 producers,
             });
@@ -525,6 +570,12 @@ fn consumer(
             );
             wrong("topics", &text);
         }
+        if settings.delivery == Delivery::AtMostOnce && section.get("start").is_some() {
+            wrong(
+                "start",
+                "delivery = \"at_most_once\" always begins at the head",
+            );
+        }
         if settings.lane.as_deref() == Some("") {
             wrong("lane", "expected a name");
         }
@@ -673,7 +724,7 @@ pub fn show(settings: &Settings, registry: &Registry) -> String {
             );
         }
     }
-    for name in ["publish", "statsd"] {
+    for name in ["journal", "dead_letters", "publish", "statsd"] {
         if let Some(given) = settings.get(name) {
             let given = if name == "publish" {
                 with_lists(given)
@@ -827,6 +878,10 @@ mod tests {
             format!("{:?}", publisher::Settings::default())
         );
         assert_eq!(sample.statsd, Some(statsd::Settings::default()));
+        let debug = |journal: &journal::Settings| format!("{journal:?}");
+        assert_eq!(debug(&sample.journal), debug(&plain.journal));
+        let debug = |letters: &dead_letters::Settings| format!("{letters:?}");
+        assert_eq!(debug(&sample.dead_letters), debug(&plain.dead_letters));
         let mut settings = sample.consumers[0].settings.clone();
         settings.kind = None;
         assert_eq!(settings, plain.consumers[0].settings);

@@ -1,66 +1,104 @@
-//! The HTTP interface: what the hub says of itself.
+//! The HTTP interface: what the hub says of itself, and what it can be told.
 //!
-//! `GET /status` answers with [`Status`] as JSON. Loopback only: nothing
-//! here protects what it shows.
+//! `GET /status` answers with [`Status`] as JSON, on the loopback address of the configuration:
+//! nothing there protects what it shows. `POST /v1/actions` takes an [`Action`] and answers with an
+//! [`Outcome`]; it is served only on a Unix socket in the data directory, which belongs to the
+//! hub's user (mode 0600), so that whoever may open it may act.
 
+use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::{Json, Router, routing::get};
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::serve::IncomingStream;
+use axum::{Json, Router, routing::get, routing::post};
 
 use crate::monitor::{Figures, Status};
+use crate::steering::{Action, Outcome, Steering};
 
-/// The listening socket and what ends it.
+/// A filter with very many numbers of letters is some kilobytes.
+const BODY_MAX: usize = 1 << 20;
+
+/// The listening sockets and what ends them.
 pub struct Control {
-    listener: TcpListener,
+    http: Option<TcpListener>,
+    local: Option<UnixListener>,
     quit: tokio::sync::oneshot::Receiver<()>,
 }
 
 /// Ends the interface when it is dropped.
 pub struct Quit {
     _closed: tokio::sync::oneshot::Sender<()>,
+    socket: Option<PathBuf>,
+}
+
+impl Drop for Quit {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.socket {
+            let _ = fs::remove_file(socket);
+        }
+    }
 }
 
 impl Control {
-    /// Starts to listen.
+    /// Starts to listen on an address, and on a Unix socket at a path.
     ///
     /// # Errors
     /// Why it can't, and what to do about it.
-    pub fn bind(address: SocketAddr) -> Result<(Self, Quit), String> {
-        let explain = |error| {
-            format!(
-                "can't listen on http://{address}: {error}; if another hub has the port, give this \
-                 one another with hub.http = \"127.0.0.1:PORT\" or none with hub.http = \"\""
-            )
-        };
-        let listener = TcpListener::bind(address).map_err(explain)?;
-        listener.set_nonblocking(true).map_err(explain)?;
+    pub fn bind(address: Option<SocketAddr>, path: Option<&Path>) -> Result<(Self, Quit), String> {
+        let http = address.map(http).transpose()?;
+        let local = path.map(local).transpose()?;
         let (closed, quit) = tokio::sync::oneshot::channel();
-        Ok((Control { listener, quit }, Quit { _closed: closed }))
+        let socket = path.map(Path::to_owned);
+        Ok((
+            Control { http, local, quit },
+            Quit {
+                _closed: closed,
+                socket,
+            },
+        ))
     }
 
-    /// Where it listens.
+    /// The address where it listens.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.listener.local_addr().ok()
+        self.http.as_ref()?.local_addr().ok()
     }
 
     /// Answers until its [`Quit`] is dropped.
     ///
     /// # Errors
     /// When the runtime can't be set up.
-    pub fn run(self, figures: Arc<Figures>) -> Result<(), String> {
+    pub fn run(self, figures: Arc<Figures>, steering: Arc<Steering>) -> Result<(), String> {
+        let failed = |error| format!("can't set up the HTTP interface: {error}");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|error| format!("can't set up the HTTP interface: {error}"))?;
+            .map_err(failed)?;
         runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(self.listener)
-                .map_err(|error| format!("can't set up the HTTP interface: {error}"))?;
-            let app = Router::new()
+            let open = Router::new()
                 .route("/status", get(status))
                 .with_state(figures);
-            tokio::spawn(async move { axum::serve(listener, app).await });
+            if let Some(http) = self.http {
+                let listener = tokio::net::TcpListener::from_std(http).map_err(failed)?;
+                let app = open.clone();
+                tokio::spawn(async move { axum::serve(listener, app).await });
+            }
+            if let Some(local) = self.local {
+                let listener = tokio::net::UnixListener::from_std(local).map_err(failed)?;
+                let acting = Router::new()
+                    .route("/v1/actions", post(act))
+                    .layer(DefaultBodyLimit::max(BODY_MAX))
+                    .with_state(steering);
+                let app = open
+                    .merge(acting)
+                    .into_make_service_with_connect_info::<Peer>();
+                tokio::spawn(async move { axum::serve(listener, app).await });
+            }
             // Dropping the runtime then cuts whoever is still connected: a stop is bounded.
             let _ = self.quit.await;
             Ok(())
@@ -68,6 +106,61 @@ impl Control {
     }
 }
 
+fn http(address: SocketAddr) -> Result<TcpListener, String> {
+    let explain = |error| {
+        format!(
+            "can't listen on http://{address}: {error}; if another hub has the port, give this \
+             one another with hub.http = \"127.0.0.1:PORT\" or none with hub.http = \"\""
+        )
+    };
+    let listener = TcpListener::bind(address).map_err(explain)?;
+    listener.set_nonblocking(true).map_err(explain)?;
+    Ok(listener)
+}
+
+/// The directory is locked, so a socket that is there is a dead hub's.
+fn local(path: &Path) -> Result<UnixListener, String> {
+    let explain = |error: std::io::Error| {
+        format!(
+            "can't listen on {}: {error}; a path of more than 107 bytes is too long for a socket: \
+             give hub.data_dir a shorter one",
+            path.display()
+        )
+    };
+    let _ = fs::remove_file(path);
+    let listener = UnixListener::bind(path).map_err(explain)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(explain)?;
+    listener.set_nonblocking(true).map_err(explain)?;
+    Ok(listener)
+}
+
+/// Who is at the other end of the Unix socket.
+#[derive(Clone)]
+struct Peer(String);
+
+impl Connected<IncomingStream<'_, tokio::net::UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, tokio::net::UnixListener>) -> Self {
+        Peer(match stream.io().peer_cred() {
+            Ok(peer) => format!("uid {}", peer.uid()),
+            Err(_) => "unknown".into(),
+        })
+    }
+}
+
 async fn status(State(figures): State<Arc<Figures>>) -> Json<Status> {
     Json(figures.status())
+}
+
+async fn act(
+    State(steering): State<Arc<Steering>>,
+    ConnectInfo(Peer(by)): ConnectInfo<Peer>,
+    Json(action): Json<Action>,
+) -> Result<Json<Outcome>, (StatusCode, String)> {
+    // It may wait for the disk, or read much of it.
+    let done = tokio::task::spawn_blocking(move || steering.act(&action, &by)).await;
+    match done {
+        Ok(Ok(outcome)) => Ok(Json(outcome)),
+        Ok(Err(why)) => Err((StatusCode::CONFLICT, why)),
+        Err(error) => Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
 }

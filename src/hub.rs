@@ -1,37 +1,43 @@
 //! Starts, watches and stops all threads of a hub.
 //!
 //! A stop is bounded, in this order: intake ends, queues empty until the deadline, workers end with
-//! the delivery they are at, what is left is counted. A consumer that does not return even then is
+//! the delivery they are at, what is left stays in the journal or is counted, cursors are written. A consumer that does not return even then is
 //! named and left behind; the process's end takes its thread.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
-use tracing::warn;
+use tracing::{info, warn};
 use weir_consumer::{Context, Publisher};
 
 use crate::backend::Backend;
 use crate::config::{self, Config};
-use crate::enqueuer::Enqueuer;
+use crate::data_dir::{self, DataDir};
+use crate::dead_letters::{self, DeadLetters};
+use crate::enqueuer::{Enqueuer, Log};
+use crate::journal::{Cursor, Cursors, Journal, Suspects};
+use crate::keeper::Keeper;
 use crate::lifecycle::{Ended, Flag, Stop, Watch};
 use crate::monitor::statsd::Statsd;
 use crate::monitor::{self, ConsumerFigures, Figures, ProducerFigures, SourceFigures, Status};
 use crate::producer::{self, ProducerStats};
 use crate::publisher::{self, Outlet, PublishStats};
-use crate::queue::Queue;
+use crate::queue::{self, Queue, Taker};
 use crate::router::{Router, narrowest};
 use crate::runner::keyed::Dispatcher;
 use crate::runner::rate::Bucket;
-use crate::runner::{self, Runner, Supply};
-use crate::stats::Stats;
+use crate::runner::{self, Careful, Runner, Supply};
+use crate::stats::{Reason, Stats, now_ns};
+use crate::steering::{Action, Outcome, Steering};
 
 /// How long a worker may take to end once the deadline has come.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long the threads that write to the disk may take to end.
+const DISK_GRACE: Duration = Duration::from_secs(5);
 
 /// A running hub.
 pub struct Hub {
@@ -43,6 +49,7 @@ pub struct Hub {
     wakers: Vec<Arc<dyn Fn() + Send + Sync>>,
     queues: Vec<Arc<Queue>>,
     monitor_stop: Arc<Flag>,
+    steering: Arc<Steering>,
     quits: Quits,
     threads: Threads,
     /// For whoever looks after the hub.
@@ -69,6 +76,8 @@ enum Role {
     Worker,
     Producer,
     Publish,
+    Keeper,
+    Sync,
     Service,
 }
 
@@ -114,6 +123,8 @@ pub struct Stopped {
     pub status: Status,
     /// Threads that did not return in time.
     pub stuck: Vec<String>,
+    /// What could not be written at the end.
+    pub errors: Vec<String>,
     /// How long it took.
     pub time: Duration,
 }
@@ -144,6 +155,7 @@ impl Hub {
             monitor_stop: Arc::default(),
             quits: Quits::default(),
             queues: Vec::new(),
+            journal: None,
         };
         starting
             .start(config, more, deaths)
@@ -175,6 +187,14 @@ impl Hub {
         &self.deaths
     }
 
+    /// Does what an operator wants; `by` says who, for the audit log.
+    ///
+    /// # Errors
+    /// Why it can't be done, and what to do about it.
+    pub fn act(&self, action: &Action, by: &str) -> Result<Outcome, String> {
+        self.steering.act(action, by)
+    }
+
     /// Stops: no more intake, then an empty queue or the deadline, whichever comes first.
     pub fn stop(mut self) -> Stopped {
         let begin = Instant::now();
@@ -190,6 +210,7 @@ impl Hub {
         self.queues.iter().for_each(|queue| queue.close());
         self.threads.wait(Role::Worker, deadline);
         self.stop.deadline.raise();
+        self.queues.iter().for_each(|queue| queue.give_up());
         let grace = Instant::now() + GRACE;
         let mut stuck = self.threads.wait(Role::Worker, grace);
         stuck.extend(self.threads.wait(Role::Producer, grace));
@@ -198,7 +219,19 @@ impl Hub {
         stuck.extend(self.threads.wait(Role::Publish, Instant::now() + GRACE));
         self.monitor_stop.raise();
         stuck.extend(self.threads.wait(Role::Service, Instant::now() + GRACE));
+        // The disk may take its time, but not for ever: a worker that is stuck is as good as dead.
+        let patience = Instant::now() + DISK_GRACE;
+        stuck.extend(self.threads.wait(Role::Keeper, patience));
+        let mut errors = Vec::new();
+        if let Some(journal) = &self.steering.journal {
+            errors.extend(journal.close().err());
+            stuck.extend(self.threads.wait(Role::Sync, patience));
+        }
+        if let Some(keeper) = &self.steering.keeper {
+            errors.extend(keeper.save(true).err());
+        }
         Stopped {
+            errors,
             status: self.figures.status(),
             stuck,
             time: begin.elapsed(),
@@ -213,6 +246,7 @@ struct Starting {
     monitor_stop: Arc<Flag>,
     quits: Quits,
     queues: Vec<Arc<Queue>>,
+    journal: Option<Arc<Journal>>,
 }
 
 impl Starting {
@@ -236,13 +270,50 @@ impl Starting {
         }
 
         // Everything that can fail comes before the first thread.
+        let mut kept = match config.journal.enabled {
+            true => Some(Kept::open(config)?),
+            false => None,
+        };
         let mut lanes: HashMap<&str, Arc<Mutex<()>>> = HashMap::new();
         let mut consumers = Vec::new();
         for consumer in &config.consumers {
             let lane = (consumer.settings.lane.as_deref())
                 .map(|lane| lanes.entry(lane).or_default().clone());
-            consumers.push(Workers::build(consumer, &config.hub, &publisher, lane)?);
+            let workers = Workers::build(consumer, &config.hub, &publisher, lane, &mut kept)?;
+            consumers.push(workers);
         }
+        let queues: Vec<(String, Arc<Queue>)> = (consumers.iter())
+            .map(|workers| (workers.config.name.clone(), workers.queue.clone()))
+            .collect();
+        let mut steering = Steering {
+            data_dir: None,
+            journal: None,
+            keeper: None,
+            dead_letters: None,
+            queues: queues.clone(),
+        };
+        let mut log = Log::Memory(Arc::default());
+        if let Some(kept) = kept {
+            log = Log::Journal {
+                journal: kept.journal.clone(),
+                sync: config.journal.sync,
+                on_error: config.journal.on_error,
+            };
+            let keeper = Keeper::new(
+                data_dir::journal(kept.dir.path()),
+                config.journal.clone(),
+                kept.journal.clone(),
+                kept.dead_letters.clone(),
+                queues,
+                kept.cursors,
+            );
+            steering.keeper = Some(Arc::new(keeper));
+            steering.data_dir = Some(Arc::new(kept.dir));
+            steering.journal = Some(kept.journal);
+            steering.dead_letters = Some(kept.dead_letters);
+        }
+        self.journal = steering.journal.clone();
+        let steering = Arc::new(steering);
         let mut producers = Vec::new();
         for settings in &config.producers {
             let context = Context::new(&settings.name, &config.hub.data_dir, publisher.clone());
@@ -291,8 +362,22 @@ impl Starting {
                 })
                 .collect(),
             publish: publish_stats,
+            journal: steering.journal.clone(),
+            dead_letters: steering.dead_letters.clone(),
         });
-        let http = self.serve(&config.hub.http, &figures)?;
+        let http = self.serve(&config.hub.http, &figures, &steering)?;
+        if let (Some(journal), Some(keeper)) = (&steering.journal, &steering.keeper) {
+            let (journal, keeper) = (journal.clone(), keeper.clone());
+            self.threads.spawn("weir-sync", Role::Sync, move || {
+                journal.run();
+                Ok(())
+            })?;
+            let stop = self.monitor_stop.clone();
+            self.threads.spawn("weir-keeper", Role::Keeper, move || {
+                keeper.run(&stop);
+                Ok(())
+            })?;
+        }
 
         let (monitored, monitor_stop) = (figures.clone(), self.monitor_stop.clone());
         self.threads.spawn("weir-monitor", Role::Service, move || {
@@ -304,6 +389,10 @@ impl Starting {
                 outlet.run();
                 Ok(())
             })?;
+        }
+        if let Some(keeper) = &steering.keeper {
+            // From now on an end without a stop is seen at the next start.
+            keeper.save(false)?;
         }
         self.queues = consumers
             .iter()
@@ -321,7 +410,6 @@ impl Starting {
                     Ok(())
                 })?;
         }
-        let seq = Arc::new(AtomicU64::new(0));
         let mut wakers = Vec::new();
         for (index, backend) in backends.into_iter().enumerate() {
             wakers.push(backend.waker());
@@ -329,7 +417,8 @@ impl Starting {
                 backend,
                 Router::new(wanted.clone()),
                 self.queues.clone(),
-                seq.clone(),
+                log.clone(),
+                index as u16,
                 self.stop.intake.clone(),
             );
             let name = format!("weir-intake-{index}");
@@ -347,6 +436,7 @@ impl Starting {
             wakers,
             queues: self.queues.clone(),
             monitor_stop: self.monitor_stop.clone(),
+            steering,
             quits: std::mem::take(&mut self.quits),
             threads: Threads {
                 watch,
@@ -357,20 +447,40 @@ impl Starting {
     }
 
     #[cfg(feature = "http")]
-    fn serve(&mut self, http: &str, figures: &Arc<Figures>) -> Result<Option<SocketAddr>, String> {
-        if http.is_empty() {
+    fn serve(
+        &mut self,
+        http: &str,
+        figures: &Arc<Figures>,
+        steering: &Arc<Steering>,
+    ) -> Result<Option<SocketAddr>, String> {
+        let address = match http.is_empty() {
+            true => None,
+            false => Some(config::loopback(http)?),
+        };
+        let socket = steering
+            .data_dir
+            .as_ref()
+            .map(|dir| data_dir::control(dir.path()));
+        if address.is_none() && socket.is_none() {
             return Ok(None);
         }
-        let (control, quit) = crate::control::Control::bind(config::loopback(http)?)?;
+        let (control, quit) = crate::control::Control::bind(address, socket.as_deref())?;
         self.quits.control = Some(quit);
-        let (address, figures) = (control.address(), figures.clone());
-        self.threads
-            .spawn("weir-http", Role::Service, move || control.run(figures))?;
+        let address = control.address();
+        let (figures, steering) = (figures.clone(), steering.clone());
+        self.threads.spawn("weir-http", Role::Service, move || {
+            control.run(figures, steering)
+        })?;
         Ok(address)
     }
 
     #[cfg(not(feature = "http"))]
-    fn serve(&mut self, http: &str, _: &Arc<Figures>) -> Result<Option<SocketAddr>, String> {
+    fn serve(
+        &mut self,
+        http: &str,
+        _: &Arc<Figures>,
+        _: &Arc<Steering>,
+    ) -> Result<Option<SocketAddr>, String> {
         if !http.is_empty() {
             warn!("this weir was built without the feature `http`: there is no GET /status");
         }
@@ -384,6 +494,115 @@ impl Starting {
         self.monitor_stop.raise();
         self.quits = Quits::default();
         self.queues.iter().for_each(|queue| queue.close());
+        self.queues.iter().for_each(|queue| queue.give_up());
+        if let Some(journal) = &self.journal {
+            let _ = journal.close(); // why it can't start is the error to tell
+        }
+    }
+}
+
+/// What the hub keeps on disk, opened and recovered.
+struct Kept {
+    dir: DataDir,
+    journal: Arc<Journal>,
+    dead_letters: Arc<DeadLetters>,
+    cursors: Cursors,
+    suspects: Suspects,
+    /// The hub did not stop in order the last time.
+    unclean: bool,
+}
+
+impl Kept {
+    fn open(config: &Config) -> Result<Self, String> {
+        let path = &config.hub.data_dir;
+        let dir = DataDir::open(path).map_err(|refused| refused.explain(path))?;
+        let journal_dir = data_dir::journal(path);
+        let loaded = Cursors::load(&journal_dir)?;
+        if let Some(note) = loaded.note {
+            warn!(note);
+        }
+        let unclean = loaded
+            .cursors
+            .as_ref()
+            .is_some_and(|cursors| !cursors.clean);
+        let cursors = loaded.cursors.unwrap_or_default();
+        let highest = cursors.consumers.values().map(|c| c.position).max();
+        let next = cursors.next.max(highest.unwrap_or(0));
+        let (journal, recovered) = Journal::open(&journal_dir, &config.journal, next)?;
+        for note in &recovered.notes {
+            warn!(note);
+        }
+        if unclean {
+            info!("the hub did not stop in order the last time; some messages may come twice");
+        }
+        let suspects = Suspects::open(&journal_dir, !unclean)
+            .map_err(|error| format!("can't open {}/inflight: {error}", journal_dir.display()))?;
+        let letters = path.join(dead_letters::FILE);
+        Ok(Kept {
+            dead_letters: Arc::new(DeadLetters::open(&letters, &config.dead_letters)?),
+            dir,
+            journal,
+            cursors,
+            suspects,
+            unclean,
+        })
+    }
+
+    /// Where a consumer begins, and what waits for it.
+    fn start(&self, consumer: &config::Consumer) -> Result<queue::Start, String> {
+        let (begin, end) = (self.journal.begin(), self.journal.end());
+        let known = self.cursors.consumers.get(&consumer.name).cloned();
+        let mut cursor = known.unwrap_or_else(|| Cursor {
+            position: match consumer.settings.start {
+                config::Start::Head => end,
+                config::Start::Earliest => begin,
+            },
+            replayed_below: 0,
+            paused: false,
+            seen_ns: 0,
+        });
+        let mut lost = (0, Reason::Corrupt);
+        if cursor.position < begin {
+            lost = (begin - cursor.position, Reason::Retention);
+            cursor.position = begin;
+        }
+        let mut router = Router::new(vec![consumer.settings.prefixes()]);
+        let mut want = |topic: &str| {
+            let route = router.route(topic.as_bytes());
+            route.is_some_and(|route| !route.targets.is_empty())
+        };
+        let range = cursor.position..end;
+        let counted = (self.journal.count(range, &mut want)).map_err(|error| {
+            format!(
+                "can't read the journal in {}: {error}",
+                self.dir.path().display()
+            )
+        })?;
+        lost.0 += counted.lost;
+        if counted.messages > 0 {
+            info!(
+                consumer = consumer.name,
+                messages = counted.messages,
+                "waiting in the journal"
+            );
+        }
+        Ok(queue::Start {
+            cursor,
+            waiting: (
+                counted.messages,
+                counted.bytes,
+                counted.first_ns.unwrap_or_else(now_ns),
+            ),
+            lost,
+        })
+    }
+
+    fn careful(&self, consumer: &str) -> Option<Careful> {
+        self.unclean.then(|| Careful {
+            suspects: self.suspects.of(consumer),
+            until: self.journal.end(),
+            slot: self.suspects.slot(consumer),
+        })
     }
 }
 
@@ -392,7 +611,7 @@ struct Workers<'c> {
     config: &'c config::Consumer,
     settings: Arc<runner::Settings>,
     queue: Arc<Queue>,
-    consumers: Vec<Box<dyn weir_consumer::Consumer>>,
+    consumers: Vec<(Box<dyn weir_consumer::Consumer>, Option<Careful>)>,
 }
 
 impl<'c> Workers<'c> {
@@ -401,6 +620,7 @@ impl<'c> Workers<'c> {
         hub: &config::Hub,
         publisher: &Publisher,
         lane: Option<Arc<Mutex<()>>>,
+        kept: &mut Option<Kept>,
     ) -> Result<Self, String> {
         let settings = &config.settings;
         let context = Context::new(&config.name, &hub.data_dir, publisher.clone());
@@ -413,7 +633,27 @@ impl<'c> Workers<'c> {
             (1, _) | (_, None) => None,
             (_, Some(consumer)) => Some(consumer.batch_max()),
         };
-        let queue = Arc::new(Queue::new(settings.queue.clone(), stats, share_out));
+        let mut queue = Queue::new(settings.queue.clone(), stats, share_out);
+        let durable = settings.delivery == config::Delivery::AtLeastOnce;
+        let mut careful = Vec::new();
+        if let Some(kept) = kept {
+            let start = kept.start(config)?;
+            queue.pause(start.cursor.paused);
+            if durable {
+                let (name, journal) = (&config.name, kept.journal.clone());
+                queue = queue.with_journal(name, journal, settings.prefixes(), &start);
+                careful.extend(consumers.iter().map(|_| kept.careful(name)));
+            }
+            let waiting = kept.dead_letters.summary();
+            if waiting
+                .get(&config.name)
+                .is_some_and(|letters| letters.requeued > 0)
+            {
+                queue.announce_letters();
+            }
+        }
+        careful.resize_with(consumers.len(), || None);
+        let queue = Arc::new(queue);
         let bucket = |rate| Mutex::new(Bucket::new(rate, settings.burst, Instant::now()));
         let settings = Arc::new(runner::Settings {
             name: config.name.clone(),
@@ -426,12 +666,13 @@ impl<'c> Workers<'c> {
             },
             lane,
             build,
+            dead_letters: kept.as_ref().map(|kept| kept.dead_letters.clone()),
         });
         Ok(Workers {
             config,
             settings,
             queue,
-            consumers,
+            consumers: consumers.into_iter().zip(careful).collect(),
         })
     }
 
@@ -461,11 +702,12 @@ impl<'c> Workers<'c> {
                 })?;
             }
             None => {
-                let queue = || Box::new(self.queue.clone()) as Box<dyn Supply>;
-                supplies.extend((0..workers).map(|_| queue()));
+                let taker = |worker| Box::new(Taker::new(self.queue.clone(), Some(worker)));
+                supplies.extend((0..workers).map(|worker| taker(worker) as Box<_>));
             }
         }
-        for (index, (consumer, supply)) in self.consumers.into_iter().zip(supplies).enumerate() {
+        let consumers = self.consumers.into_iter().zip(supplies).enumerate();
+        for (index, ((consumer, careful), supply)) in consumers {
             let name = if workers == 1 {
                 name.clone()
             } else {
@@ -475,7 +717,7 @@ impl<'c> Workers<'c> {
             let stop = stop.clone();
             threads.spawn(&name, Role::Worker, move || {
                 let worker = queue.stats().worker(index);
-                Runner::new(&settings, &queue, worker, supply, &stop, consumer).run();
+                Runner::new(&settings, &queue, worker, supply, &stop, consumer, careful).run();
                 Ok(())
             })?;
         }

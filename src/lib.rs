@@ -2,11 +2,13 @@
 //! thread of its own, and tells at any moment how far behind each consumer is.
 //!
 //! ```text
-//! backend ─► enqueuer thread ─┬─► queue ─► runner thread ─► consumer
+//! backend ─► enqueuer thread ─► journal
+//!                             ├─► queue ─► runner thread ─► consumer
 //!                             ├─► queue ─► runner thread ─► consumer
 //!                             └─► queue ─► runner thread ─► consumer
+//! sync thread, keeper thread: what is written reaches the disk, cursors, retention
 //! monitor thread: samples every queue's counters ─► statsd
-//! control thread: HTTP ─► GET /status
+//! control thread: HTTP ─► GET /status; pause, skip, replay ...
 //! ```
 //!
 //! One hop from intake to consumer. The hub calls the consumer; a consumer never drives the hub.
@@ -14,7 +16,8 @@
 //! # Where to begin reading
 //!
 //! A message's way is [`enqueuer`] (take a batch off the backend), [`router`] (who wants it),
-//! [`queue`] (push, within the bounds), [`runner`] (deliver, settle). Modules stand below in the
+//! [`journal`] (append), [`queue`] (push, within the bounds, or be behind), [`runner`] (deliver,
+//! settle, set aside as [`dead_letters`]). Modules stand below in the
 //! order of import: each uses only what stands above it.
 //!
 //! # What is deliberately not here
@@ -32,7 +35,7 @@
 //! ```
 //! use weir::{Config, Hub, Registry, backend::memory::Memory};
 //!
-//! let config = "[hub]\nhttp = ''\n[consumers.null]\ntopics = ''\n";
+//! let config = "hub.http = ''\njournal.enabled = false\n[consumers.null]\ntopics = ''\n";
 //! let config = Config::embedded(config, &Registry::builtin())?;
 //! let (feed, backend) = Memory::new(100);
 //! let hub = Hub::start_with(&config, vec![Box::new(backend)])?;
@@ -46,17 +49,21 @@
 pub mod lifecycle;
 pub mod stats;
 
+pub mod data_dir;
 pub mod forecast;
 pub mod journal;
+pub mod router;
+
 pub mod queue;
 
 pub mod backend;
-pub mod router;
+pub mod dead_letters;
 
 pub mod enqueuer;
-
-pub mod dead_letters;
 pub mod runner;
+
+pub mod keeper;
+pub mod steering;
 
 pub mod producer;
 pub mod publisher;

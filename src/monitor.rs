@@ -14,7 +14,9 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tracing::warn;
 
+use crate::dead_letters::{self, DeadLetters};
 use crate::forecast::{Rates, Window};
+use crate::journal::{self, Journal};
 use crate::lifecycle::Flag;
 use crate::producer::{ProducerSnapshot, ProducerStats};
 use crate::publisher::{PublishSnapshot, PublishStats};
@@ -40,6 +42,10 @@ pub struct Figures {
     pub producers: Vec<ProducerFigures>,
     /// Its publishing, if it has an outlet.
     pub publish: Option<Arc<PublishStats>>,
+    /// Its journal, if it has one.
+    pub journal: Option<Arc<Journal>>,
+    /// Its dead letters, if it keeps any.
+    pub dead_letters: Option<Arc<DeadLetters>>,
 }
 
 /// One consumer: what it is and its counters.
@@ -96,8 +102,9 @@ impl ConsumerFigures {
         self.window.lock().rates().unwrap_or_default()
     }
 
-    fn status(&self) -> ConsumerStatus {
+    fn status(&self, letters: Option<&dead_letters::Summary>) -> ConsumerStatus {
         let shot = self.stats.snapshot();
+        let age_ns = letters.map_or(0, |letters| shot.at_ns.saturating_sub(letters.oldest_ns));
         ConsumerStatus {
             name: self.name.clone(),
             kind: self.kind.clone(),
@@ -115,6 +122,10 @@ impl ConsumerFigures {
             queue_messages: shot.queue_messages,
             queue_bytes: shot.queue_bytes,
             queue_capacity_messages: self.capacity,
+            behind_messages: shot.behind_messages,
+            retention_used_ratio: shot.retention_used,
+            dead_letters: letters.map_or(0, |letters| letters.letters),
+            dead_letters_age_seconds: Duration::from_nanos(age_ns).as_secs_f64(),
             lag_seconds: shot.lag.as_secs_f64(),
             rates: self.rates(),
             processing: Processing {
@@ -140,6 +151,8 @@ pub struct Status {
     pub uptime_seconds: f64,
     /// Its sources.
     pub sources: Vec<SourceStatus>,
+    /// Its journal, if it has one.
+    pub journal: Option<journal::Snapshot>,
     /// Its consumers.
     pub consumers: Vec<ConsumerStatus>,
     /// Its producers.
@@ -179,6 +192,10 @@ pub struct ConsumerStatus {
     pub queue_messages: u64,
     pub queue_bytes: u64,
     pub queue_capacity_messages: usize,
+    pub behind_messages: u64,
+    pub retention_used_ratio: f64,
+    pub dead_letters: u64,
+    pub dead_letters_age_seconds: f64,
     pub lag_seconds: f64,
     pub rates: Rates,
     pub processing: Processing,
@@ -214,6 +231,8 @@ pub struct ProducerStatus {
 impl Figures {
     /// All figures at this moment.
     pub fn status(&self) -> Status {
+        let letters = self.dead_letters.as_ref().map(|letters| letters.summary());
+        let letters = letters.unwrap_or_default();
         Status {
             hub: self.hub.clone(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
@@ -223,7 +242,10 @@ impl Figures {
                     counters: figures.stats.snapshot(),
                 })
                 .collect(),
-            consumers: self.consumers.iter().map(ConsumerFigures::status).collect(),
+            journal: self.journal.as_ref().map(|journal| journal.snapshot()),
+            consumers: (self.consumers.iter())
+                .map(|consumer| consumer.status(letters.get(&consumer.name)))
+                .collect(),
             producers: (self.producers.iter())
                 .map(|producer| ProducerStatus {
                     name: producer.name.clone(),

@@ -4,6 +4,10 @@
 //! want the whole of a batch share it, so another consumer costs a channel operation a batch and
 //! not an allocation or a reference count a message.
 //!
+//! With a journal the queue never drops: when it is full, or as long as it has not caught up, its
+//! consumer is *behind*, which is what `queue/backlog.rs` is about. The overflow policy then is for
+//! messages that no journal has.
+//!
 //! Invariants, held against a model below:
 //! 1. never over its bounds: in messages always; in bytes, unless a single message is larger than
 //!    the bound, which is then let in alone
@@ -15,6 +19,7 @@
 //! no channel counts, and is kept here; a bounded channel would take its memory for the worst case
 //! (a piece for each message) from the start.
 
+mod backlog;
 mod gate;
 
 /// What the gate is built on: the standard library's, because that is what loom models.
@@ -25,19 +30,22 @@ mod sync {
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use serde::Deserialize;
 use weir_consumer::Message;
 use weir_consumer::settings::size;
 
 use crate::stats::{Reason, Settled, Stats, Worker};
+pub(crate) use backlog::Start;
+pub use backlog::Taker;
+use backlog::{Backlog, Behind, Hand};
 use gate::Gate;
 
-/// What happens when the queue is full.
+/// What happens when the queue is full and no journal can take over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Overflow {
@@ -70,7 +78,7 @@ pub struct Settings {
     /// At most so many bytes of topics and payloads in them.
     #[serde(deserialize_with = "size")]
     pub bytes: usize,
-    /// What happens when it is full.
+    /// What happens when it is full and no journal can take over.
     pub overflow: Overflow,
 }
 
@@ -100,6 +108,22 @@ impl std::ops::Deref for Piece {
 }
 
 impl Piece {
+    /// Nothing: it wakes whoever waits for messages.
+    fn nudge() -> Self {
+        Piece {
+            batch: Arc::new([]),
+            range: 0..0,
+        }
+    }
+
+    /// All of a batch, in pieces of at most so many messages.
+    fn cut(batch: &Arc<[Message]>, range: Range<usize>, max: usize) -> impl Iterator<Item = Piece> {
+        range.clone().step_by(max).map(move |start| Piece {
+            batch: batch.clone(),
+            range: start as u32..range.end.min(start + max) as u32,
+        })
+    }
+
     /// The same messages as pieces of one.
     pub(crate) fn singles(self) -> impl Iterator<Item = Piece> {
         let batch = self.batch;
@@ -110,7 +134,9 @@ impl Piece {
     }
 }
 
-/// Takes the next piece of a channel; see [`Queue::take`].
+/// Takes the next piece of a channel, waiting for it until `deadline` at most.
+///
+/// `idle` is called when there is nothing, before it waits.
 pub(crate) fn take_from(
     receiver: &Receiver<Piece>,
     idle: impl FnOnce(),
@@ -121,6 +147,10 @@ pub(crate) fn take_from(
         Err(TryRecvError::Disconnected) => return Taken::Closed,
         Err(TryRecvError::Empty) => idle(),
     }
+    wait_for(receiver, deadline)
+}
+
+fn wait_for(receiver: &Receiver<Piece>, deadline: Instant) -> Taken {
     match receiver.recv_deadline(deadline) {
         Ok(piece) => Taken::Piece(piece),
         Err(RecvTimeoutError::Timeout) => Taken::TimedOut,
@@ -138,20 +168,42 @@ pub struct Queue {
     stats: Arc<Stats>,
     settings: Settings,
     piece_max: usize,
-    /// The sending end, gone once closed. Its lock is what makes pushing one at a time; it is
-    /// contended only where several backends feed one consumer, and then a batch at a time.
-    sender: Mutex<Option<Sender<Piece>>>,
+    /// The enqueuers' side. Its lock is what makes pushing one at a time; it is contended only
+    /// where several backends feed one consumer, and then a batch at a time.
+    side: Mutex<Side>,
     receiver: Receiver<Piece>,
+    /// The workers' side: who has taken what, and the way back from the journal.
+    hand: Mutex<Hand>,
+    /// The journal, if it may take over when the channel is full.
+    backlog: Option<Backlog>,
     gate: Gate,
     /// Nobody is to wait for room any more.
     turned_away: AtomicBool,
+    /// The hub stops: nothing more comes.
+    closed: AtomicBool,
+    /// Messages before this number are dropped instead of delivered.
+    skip_below: AtomicU64,
+    /// Dead letters of this consumer are to be delivered again.
+    letters: AtomicBool,
+    /// Messages go by way of a dispatcher to the workers of their keys.
+    keyed: AtomicBool,
+    /// Where a paused worker sleeps; what it waits for are `stats.paused` and the two above.
+    steered: (Mutex<()>, Condvar),
 }
 
-/// What [`Queue::take`] found.
+/// What the enqueuers have of a queue.
+struct Side {
+    /// The sending end, gone when nothing more will come.
+    sender: Option<Sender<Piece>>,
+    /// Set as long as messages go to the journal only.
+    behind: Option<Behind>,
+}
+
+/// What [`Taker::take`] found.
 pub enum Taken {
     /// The next messages.
     Piece(Piece),
-    /// Nothing within the time.
+    /// Nothing within the time, or something else is to be looked at.
     TimedOut,
     /// Nothing, and nothing will come any more.
     Closed,
@@ -163,15 +215,24 @@ impl Queue {
     pub fn new(settings: Settings, stats: Arc<Stats>, share_out: Option<usize>) -> Self {
         let (sender, receiver) = crossbeam_channel::unbounded();
         let piece_max = (settings.messages / 16).clamp(1, share_out.unwrap_or(usize::MAX).max(1));
-        let sender = Mutex::new(Some(sender));
         Queue {
             stats,
             settings,
             piece_max,
-            sender,
+            side: Mutex::new(Side {
+                sender: Some(sender),
+                behind: None,
+            }),
             receiver,
+            hand: Mutex::default(),
+            backlog: None,
             gate: Gate::new(),
             turned_away: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            skip_below: AtomicU64::new(0),
+            letters: AtomicBool::new(false),
+            keyed: AtomicBool::new(false),
+            steered: Default::default(),
         }
     }
 
@@ -180,15 +241,33 @@ impl Queue {
         &self.stats
     }
 
-    /// Puts a batch in, as far as there is room; of the rest the overflow policy decides.
+    /// Whether the journal takes over what does not fit, and keeps what is not settled.
+    pub fn is_durable(&self) -> bool {
+        self.backlog.is_some()
+    }
+
+    /// Puts a batch in, as far as there is room. What there is no room for stays in the journal if
+    /// it is there (`journaled`); else the overflow policy decides.
     ///
-    /// Returns when every message is in or counted as dropped; only the policy `block` waits.
-    pub fn push(&self, batch: &Arc<[Message]>, batch_bytes: usize) {
-        let sender = self.sender.lock();
-        let sender = sender.as_ref();
-        if self.fits(batch.len(), batch_bytes) {
-            return self.admit(sender, batch, 0..batch.len(), batch_bytes);
+    /// Returns when every message is in, left to the journal or counted as dropped; only the policy
+    /// `block` waits.
+    pub fn push(&self, batch: &Arc<[Message]>, batch_bytes: usize, journaled: bool) {
+        let mut side = self.side.lock();
+        let journaled = journaled && self.backlog.is_some();
+        if side.behind.is_none() && self.fits(batch.len(), batch_bytes) {
+            return self.admit(side.sender.as_ref(), batch, 0..batch.len(), batch_bytes);
         }
+        if journaled {
+            return self.defer(&mut side, batch, batch_bytes);
+        }
+        if side.behind.is_some() {
+            // The journal has failed just now. What is in it comes first, so these can't go into
+            // the channel without overtaking it; to wait would need this lock by both sides.
+            return batch
+                .iter()
+                .for_each(|message| self.refuse(message, Reason::Overflow));
+        }
+        let sender = side.sender.as_ref();
         let mut at = 0;
         while at < batch.len() {
             let (fitting, bytes) = self.fitting(&batch[at..]);
@@ -267,12 +346,7 @@ impl Queue {
         let Some(sender) = sender else {
             return self.stats.dropped(Reason::Stopped, messages, bytes);
         };
-        for start in range.clone().step_by(self.piece_max) {
-            let end = range.end.min(start + self.piece_max);
-            let piece = Piece {
-                batch: batch.clone(),
-                range: start as u32..end as u32,
-            };
+        for piece in Piece::cut(batch, range, self.piece_max) {
             // The queue holds a receiver itself, so the channel can't be disconnected here.
             let _ = sender.send(piece);
         }
@@ -284,23 +358,32 @@ impl Queue {
         self.stats.dropped(reason, 1, message.size());
     }
 
-    /// Takes the next piece, waiting for it until `deadline` at most.
-    ///
-    /// `idle` is called when there is nothing, before it waits.
-    pub fn take(&self, idle: impl FnOnce(), deadline: Instant) -> Taken {
-        take_from(&self.receiver, idle, deadline)
-    }
-
-    /// Takes what is there at once, to fill up a batch.
-    pub fn take_more(&self) -> Option<Piece> {
-        self.receiver.try_recv().ok()
-    }
-
-    /// Settles messages that a worker took, and wakes an enqueuer that waits for their room.
+    /// Settles messages that a worker took, in the order in which it took them, and wakes an
+    /// enqueuer that waits for their room.
     pub fn settle(&self, worker: &Worker, how: Settled, messages: &[Message]) {
         worker.settle(how, messages.len(), bytes_of(messages));
+        if self.backlog.is_some() {
+            self.passed(worker, messages);
+        }
         if self.settings.overflow == Overflow::Block {
             self.gate.nudge();
+        }
+    }
+
+    /// Settles a dead letter that was delivered again: it has no place in the order.
+    pub fn settle_letter(&self, worker: &Worker, how: Settled, letter: &Message) {
+        worker.settle(how, 1, letter.size());
+    }
+
+    /// Messages that a worker took and gives back because it ends. What the journal has stays
+    /// unsettled and waits there for the next start; the rest is dropped as `stopped`.
+    pub fn leave(&self, worker: &Worker, messages: &[Message]) {
+        let gone = match &self.backlog {
+            Some(backlog) => backlog.missing(messages),
+            None => (messages.len(), bytes_of(messages)),
+        };
+        if gone.0 > 0 {
+            worker.settle(Settled::Dropped(Reason::Stopped), gone.0, gone.1);
         }
     }
 
@@ -320,19 +403,93 @@ impl Queue {
         self.turned_away.load(Ordering::SeqCst)
     }
 
-    /// Lets nothing more in. Runners empty the queue and then find it closed.
+    /// Lets nothing more in. Runners empty the queue, with what the journal has, and then find it
+    /// closed; those that deliver nothing find it closed at once.
     ///
     /// Call when no enqueuer runs any more: one that waits for room holds the lock.
     pub fn close(&self) {
-        self.sender.lock().take();
+        let mut side = self.side.lock();
+        self.closed.store(true, Ordering::SeqCst);
+        if side.behind.is_none() || self.stats.is_halted() || self.stats.is_paused() {
+            side.sender = None;
+        }
+        drop(side);
+        self.notify_steered();
     }
 
-    /// Drops what still waits, as `stopped`: its worker has not come back in time.
+    /// The deadline has come: what the journal has is left to the next start.
+    pub fn give_up(&self) {
+        self.side.lock().sender = None;
+    }
+
+    /// Drops what still waits and is in no journal, as `stopped`: nobody has come for it in time.
     pub fn discard(&self) {
-        let _sender = self.sender.lock();
+        let _side = self.side.lock();
         while let Ok(piece) = self.receiver.try_recv() {
-            self.stats
-                .dropped(Reason::Stopped, piece.len(), bytes_of(&piece));
+            let (messages, bytes) = match &self.backlog {
+                Some(backlog) => backlog.missing(&piece),
+                None => (piece.len(), bytes_of(&piece)),
+            };
+            self.stats.dropped(Reason::Stopped, messages, bytes);
+        }
+    }
+
+    /// Pauses the consumer, or lets it go on.
+    pub fn pause(&self, paused: bool) {
+        self.stats.pause(paused);
+        self.notify_steered();
+    }
+
+    /// Whether a message is not to be delivered because an operator skips it.
+    pub fn skips(&self, message: &Message) -> bool {
+        message.seq() < self.skip_below.load(Ordering::SeqCst)
+    }
+
+    /// Skips what came before this number.
+    pub fn skip(&self, below: u64) {
+        self.skip_below.fetch_max(below, Ordering::SeqCst);
+        self.notify_steered();
+    }
+
+    /// Sleeps while the consumer is paused and nothing happens that concerns it. Answers whether
+    /// it may go on; `false` when the hub stops.
+    pub fn await_steering(&self, message: &Message) -> bool {
+        let mut guard = self.steered.0.lock();
+        while self.stats.is_paused() && !self.skips(message) {
+            if self.closed.load(Ordering::SeqCst) {
+                return false;
+            }
+            self.steered.1.wait(&mut guard);
+        }
+        true
+    }
+
+    fn notify_steered(&self) {
+        drop(self.steered.0.lock()); // nobody is between looking and sleeping
+        self.steered.1.notify_all();
+    }
+
+    /// Dead letters of this consumer are to be delivered again.
+    pub fn announce_letters(&self) {
+        self.letters.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Whether there are such; the asker looks after them.
+    pub fn has_letters(&self) -> bool {
+        self.letters.load(Ordering::Relaxed) && self.letters.swap(false, Ordering::SeqCst)
+    }
+
+    /// Counts a dead letter that is delivered again as received.
+    pub fn receive_letter(&self, letter: &Message, now_ns: u64) {
+        let _side = self.side.lock();
+        self.stats.received(1, letter.size(), now_ns);
+    }
+
+    /// Makes a worker that waits for messages look around.
+    fn wake(&self) {
+        if let Some(sender) = &self.side.lock().sender {
+            let _ = sender.send(Piece::nudge());
         }
     }
 
@@ -367,7 +524,7 @@ mod tests {
     }
 
     fn push(queue: &Queue, batch: &Arc<[Message]>) {
-        queue.push(batch, bytes_of(batch));
+        queue.push(batch, bytes_of(batch), false);
     }
 
     fn seqs(piece: &[Message]) -> Vec<u64> {
@@ -375,7 +532,7 @@ mod tests {
     }
 
     fn rest(queue: &Queue) -> Vec<u64> {
-        std::iter::from_fn(|| queue.take_more())
+        std::iter::from_fn(|| queue.receiver.try_recv().ok())
             .flat_map(|piece| seqs(&piece))
             .collect()
     }
@@ -405,7 +562,7 @@ mod tests {
         let stats = Arc::new(Stats::new(4));
         let queue = Queue::new(Settings::default(), stats, Some(1));
         push(&queue, &batch(0..8, 1));
-        assert_eq!(queue.take_more().unwrap().len(), 1);
+        assert_eq!(queue.receiver.try_recv().unwrap().len(), 1);
     }
 
     #[test]
@@ -416,9 +573,10 @@ mod tests {
             move || push(&queue, &batch(0..1000, 1))
         });
         let worker = queue.stats.worker(0);
+        let mut taker = Taker::new(queue.clone(), Some(0));
         let mut seen = Vec::new();
         while seen.len() < 1000 {
-            if let Taken::Piece(piece) = queue.take(|| {}, Queue::idle_deadline()) {
+            if let Taken::Piece(piece) = taker.take(|| {}, Queue::idle_deadline()) {
                 seen.extend(seqs(&piece));
                 queue.settle(worker, Settled::Consumed, &piece);
             }
@@ -442,13 +600,14 @@ mod tests {
 
     #[test]
     fn a_closed_queue_is_emptied_and_then_says_so() {
-        let queue = queue(10, usize::MAX, Overflow::DropNewest);
+        let queue = Arc::new(queue(10, usize::MAX, Overflow::DropNewest));
         push(&queue, &batch(0..1, 1));
         queue.close();
         push(&queue, &batch(1..3, 1));
-        let taken = queue.take(|| {}, Instant::now());
+        let mut taker = Taker::new(queue.clone(), Some(0));
+        let taken = taker.take(|| {}, Instant::now());
         assert!(matches!(taken, Taken::Piece(piece) if seqs(&piece) == [0]));
-        assert!(matches!(queue.take(|| {}, Instant::now()), Taken::Closed));
+        assert!(matches!(taker.take(|| {}, Instant::now()), Taken::Closed));
         assert_eq!(queue.stats.snapshot().dropped.of(Reason::Stopped), 2);
     }
 
@@ -519,7 +678,7 @@ mod tests {
                         received += u64::from(n);
                     }
                     Operation::Take => {
-                        let piece = queue.take_more();
+                        let piece = queue.receiver.try_recv().ok();
                         let expected = waiting.pop_front();
                         prop_assert_eq!(
                             piece.as_ref().map(|p| seqs(p)),

@@ -1,12 +1,16 @@
 //! One worker thread of one consumer: takes messages from the queue, delivers them, settles them.
 //!
 //! Invariants, each shown in `tests/hub/delivery.rs` or `stopping.rs`:
-//! 1. every message taken is settled exactly once: consumed, or dropped with a reason
+//! 1. every message taken is settled exactly once (consumed, set aside, or dropped with a reason),
+//!    or is left unsettled in the journal for the next start
 //! 2. messages are delivered in order, retries included: one that is tried again holds the others
 //! 3. a panic costs the consumer its state and the message an attempt, nothing more
 //! 4. a halted consumer gets nothing any more
 //! 5. consumers of one lane never run at the same time
 //! 6. after the deadline the worker ends with the delivery it is at
+//! 7. a message is set aside, durably against the end of the process, before it counts as settled
+//! 8. after an unclean stop, what is delivered is noted first, so that a message that ends the
+//!    process is set aside after its attempts (`journal::Suspects`)
 //!
 //! Left to others: what is in the queue (`queue`), when to stop (`hub`).
 
@@ -24,8 +28,10 @@ use tracing::{debug, error, info, warn};
 use weir_consumer::settings::{Mistake, duration};
 use weir_consumer::{Consumer, Delivery, Failure, Message, Verdict, deliver, tick};
 
+use crate::dead_letters::{self, Cause, DeadLetters, Letter};
+use crate::journal::{Slot, Suspect};
 use crate::lifecycle::Stop;
-use crate::queue::{Queue, Taken};
+use crate::queue::{Piece, Queue, Taken, Taker};
 use crate::stats::{Reason, Settled, State, Worker, now_ns};
 use rate::Bucket;
 
@@ -34,6 +40,8 @@ use rate::Bucket;
 const CHEAP: Duration = Duration::from_micros(20);
 const SAMPLE: u32 = 128;
 const TICK: Duration = Duration::from_secs(1);
+/// Dead letters that are read at a time to be delivered again.
+const LETTERS: usize = 64;
 
 /// The `retry` settings of a consumer.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -75,6 +83,24 @@ impl Retry {
 /// Makes a consumer's instance, at the start and after each panic.
 pub type Build = Arc<dyn Fn() -> Result<Box<dyn Consumer>, Vec<Mistake>> + Send + Sync>;
 
+/// What went wrong with a message so far.
+#[derive(Default)]
+struct Trouble {
+    attempts: u32,
+    /// Each different failure, and how often.
+    causes: Vec<Cause>,
+    first_ns: u64,
+}
+
+impl Trouble {
+    fn note(&mut self, text: &str) {
+        if self.first_ns == 0 {
+            self.first_ns = now_ns();
+        }
+        Cause::add(&mut self.causes, text, 1);
+    }
+}
+
 /// What the workers of one consumer have in common.
 pub struct Settings {
     /// The consumer's name.
@@ -89,6 +115,28 @@ pub struct Settings {
     pub lane: Option<Arc<Mutex<()>>>,
     /// Makes an instance.
     pub build: Build,
+    /// Where messages are set aside; without it they are dropped.
+    pub dead_letters: Option<Arc<DeadLetters>>,
+}
+
+/// What was in flight when the process last ended without a stop, and how far that may reach.
+pub(crate) struct Careful {
+    /// What this consumer's workers had in flight.
+    pub(crate) suspects: Vec<Suspect>,
+    /// From here on nothing was in flight.
+    pub(crate) until: u64,
+    /// Where this worker notes what it delivers.
+    pub(crate) slot: Slot,
+}
+
+impl Careful {
+    /// The suspicion on this message, if there is one.
+    fn of(&self, message: &Message) -> Option<&Suspect> {
+        let seq = message.seq();
+        (self.suspects.iter())
+            .filter(|suspect| (suspect.first..=suspect.last).contains(&seq))
+            .max_by_key(|suspect| suspect.attempts)
+    }
 }
 
 /// Where a worker's messages come from.
@@ -96,15 +144,20 @@ pub(crate) trait Supply: Send {
     /// The next messages, waiting until `deadline` at most.
     fn take(&mut self, worker: &Worker, deadline: Instant) -> Taken;
     /// What is there at once.
-    fn take_more(&mut self) -> Option<crate::queue::Piece>;
+    fn take_more(&mut self) -> Option<Piece>;
+    /// The next messages in memory, for a worker that ends.
+    fn take_rest(&mut self, deadline: Instant) -> Taken;
 }
 
-impl Supply for Arc<Queue> {
+impl Supply for Taker {
     fn take(&mut self, worker: &Worker, deadline: Instant) -> Taken {
-        Queue::take(self, || worker.release(), deadline)
+        Taker::take(self, || worker.release(), deadline)
     }
-    fn take_more(&mut self) -> Option<crate::queue::Piece> {
-        Queue::take_more(self)
+    fn take_more(&mut self) -> Option<Piece> {
+        Taker::take_more(self)
+    }
+    fn take_rest(&mut self, deadline: Instant) -> Taken {
+        Taker::take_rest(self, deadline)
     }
 }
 
@@ -123,6 +176,9 @@ pub(crate) struct Runner<'h> {
     /// Deliveries since the last that was timed, and whether the next has to be.
     untimed: u32,
     tick_due: Instant,
+    careful: Option<Careful>,
+    /// The dead letter that is being delivered again.
+    letter: Option<i64>,
 }
 
 /// Whether to go on with the next message.
@@ -142,6 +198,7 @@ impl<'h> Runner<'h> {
         supply: Box<dyn Supply>,
         stop: &'h Stop,
         consumer: Box<dyn Consumer>,
+        careful: Option<Careful>,
     ) -> Self {
         let batch_max = consumer.batch_max().clamp(1, settings.batch_limit);
         Runner {
@@ -155,6 +212,8 @@ impl<'h> Runner<'h> {
             crashes: 0,
             untimed: SAMPLE,
             tick_due: Instant::now() + TICK,
+            careful,
+            letter: None,
         }
     }
 
@@ -163,9 +222,12 @@ impl<'h> Runner<'h> {
         let mut gathered: Vec<Message> = Vec::new();
         loop {
             self.worker.state(State::Idle);
+            if self.queue.has_letters() && self.deliver_letters() == Next::End {
+                break;
+            }
             let piece = match self.supply.take(self.worker, self.tick_due) {
                 Taken::Piece(piece) => piece,
-                Taken::TimedOut => match self.tick_if_due() {
+                Taken::TimedOut => match self.rest() {
                     Next::GoOn => continue,
                     Next::End => break,
                 },
@@ -196,11 +258,32 @@ impl<'h> Runner<'h> {
         self.end();
     }
 
+    /// Nothing has come for a while.
+    fn rest(&mut self) -> Next {
+        if let Some(careful) = &mut self.careful {
+            // What was noted last is settled. A note that stays costs a message an attempt, no more.
+            let _ = careful.slot.clear();
+        }
+        self.tick_if_due()
+    }
+
     /// Settles messages in order; on `End`, counts those that are left.
     fn work(&mut self, messages: &[Message]) -> Next {
         let mut left = messages;
-        while !left.is_empty() {
-            let (batch, after) = left.split_at(left.len().min(self.batch_max));
+        while let Some(first) = left.first() {
+            if self.queue.stats().is_paused() && !self.await_steering(first) {
+                self.leave(left);
+                return Next::End;
+            }
+            let skipped = left.iter().take_while(|m| self.queue.skips(m)).count();
+            if skipped > 0 {
+                let skipped = left.split_at(skipped);
+                let how = Settled::Dropped(Reason::Skipped);
+                self.queue.settle(self.worker, how, skipped.0);
+                left = skipped.1;
+                continue;
+            }
+            let (batch, after) = left.split_at(self.batch_len(left));
             match self.settle(batch) {
                 Ok(()) => left = after,
                 // A batch that was taken apart may have been settled in part.
@@ -230,8 +313,7 @@ impl<'h> Runner<'h> {
             worker.state(State::Halted);
             self.stop.intake.sleep(Duration::MAX);
         }
-        self.queue
-            .settle(worker, Settled::Dropped(Reason::Stopped), messages);
+        self.queue.leave(worker, messages);
     }
 
     /// The last of a worker: nothing may stay uncounted.
@@ -244,10 +326,8 @@ impl<'h> Runner<'h> {
         // After a normal drain there is nothing. Otherwise the queue may not yet be closed: an
         // enqueuer may still be at its last batch.
         loop {
-            match self.supply.take(worker, Queue::idle_deadline()) {
-                Taken::Piece(piece) => {
-                    queue.settle(worker, Settled::Dropped(Reason::Stopped), &piece);
-                }
+            match self.supply.take_rest(Queue::idle_deadline()) {
+                Taken::Piece(piece) => queue.leave(worker, &piece),
                 Taken::TimedOut => {}
                 Taken::Closed => break,
             }
@@ -258,15 +338,30 @@ impl<'h> Runner<'h> {
 
     /// Delivers until all of the batch is settled. On an early end, says how many are.
     fn settle(&mut self, batch: &[Message]) -> Result<(), usize> {
-        let mut failures = 0;
+        let first = &batch[0];
+        let mut trouble = Trouble::default();
+        if let Some(careful) = &self.careful
+            && let Some(suspect) = careful.of(first)
+        {
+            trouble.attempts = suspect.attempts;
+            trouble.note(&format!(
+                "it was with the consumer when the process ended without a stop, {} times",
+                suspect.attempts
+            ));
+            let limit = self.settings.retry.attempts;
+            if limit > 0 && trouble.attempts >= limit {
+                return self.give_up(first, "crash", &trouble).ok_or(0);
+            }
+        }
         loop {
+            self.beware(batch, trouble.attempts + 1);
             let Some(delivery) = self.deliver(batch) else {
                 return Err(0);
             };
             let (verdict, cause, crashed) = match delivery {
                 Delivery::Consumed => {
                     self.crashes = 0;
-                    self.queue.settle(self.worker, Settled::Consumed, batch);
+                    self.settled(Settled::Consumed, batch);
                     return Ok(());
                 }
                 Delivery::Failed(failure) => (failure.verdict(), failure, false),
@@ -282,8 +377,6 @@ impl<'h> Runner<'h> {
                 }
             };
             self.worker.failed();
-            failures += 1;
-            let first = &batch[0];
             if verdict == Verdict::Halt {
                 self.halt(first, &cause);
                 return Err(0);
@@ -296,37 +389,224 @@ impl<'h> Runner<'h> {
                 }
                 return Ok(());
             }
+            trouble.attempts += 1;
+            trouble.note(&cause.to_string());
             let reason = match verdict {
-                Verdict::Drop => Reason::Refused,
-                Verdict::DeadLetter => Reason::DeadLetter,
-                _ if failures == self.settings.retry.attempts => Reason::Attempts,
+                Verdict::Drop => {
+                    debug!(consumer = self.settings.name, seq = first.seq(), %cause, "refused");
+                    self.settled(Settled::Dropped(Reason::Refused), batch);
+                    return Ok(());
+                }
+                Verdict::DeadLetter => "dead_letter",
+                _ if trouble.attempts == self.settings.retry.attempts => "attempts",
                 _ => {
                     warn!(
                         consumer = self.settings.name, topic = first.topic(), seq = first.seq(),
-                        attempt = failures, %cause, "failed; trying again"
+                        attempt = trouble.attempts, %cause, "failed; trying again"
                     );
                     self.worker.retried();
                     // After a panic the pause is before the rebuilding.
-                    if !crashed
-                        && !self.pause(State::BackingOff, self.settings.retry.pause(failures))
-                    {
+                    let pause = self.settings.retry.pause(trouble.attempts);
+                    if !crashed && !self.pause(State::BackingOff, pause) {
                         return Err(0);
+                    }
+                    if self.queue.stats().is_paused() && !self.await_steering(first) {
+                        return Err(0);
+                    }
+                    if self.queue.skips(first) && self.letter.is_none() {
+                        self.settled(Settled::Dropped(Reason::Skipped), batch);
+                        return Ok(());
                     }
                     continue;
                 }
             };
-            if reason == Reason::Refused {
-                debug!(consumer = self.settings.name, seq = first.seq(), %cause, "refused");
-            } else {
-                error!(
-                    consumer = self.settings.name, topic = first.topic(), seq = first.seq(),
-                    attempts = failures, %cause, "given up; the message is lost"
-                );
-            }
-            self.queue
-                .settle(self.worker, Settled::Dropped(reason), batch);
-            return Ok(());
+            return self.give_up(first, reason, &trouble).ok_or(0);
         }
+    }
+
+    /// Counts what has been settled; a dead letter that was delivered again is none any more.
+    fn settled(&self, how: Settled, batch: &[Message]) {
+        let Some(letter) = self.letter else {
+            return self.queue.settle(self.worker, how, batch);
+        };
+        if let Some(store) = &self.settings.dead_letters
+            && let Err(why) = store.settled(letter)
+        {
+            let consumer = &self.settings.name;
+            warn!(
+                consumer,
+                letter, why, "this dead letter will come once more"
+            );
+        }
+        self.queue.settle_letter(self.worker, how, &batch[0]);
+    }
+
+    /// Sets a message aside and settles it so; none when the worker has to end before it could.
+    fn give_up(&self, message: &Message, reason: &str, trouble: &Trouble) -> Option<()> {
+        let (consumer, attempts) = (&self.settings.name, trouble.attempts);
+        let cause = trouble
+            .causes
+            .last()
+            .map_or("", |cause| cause.text.as_str());
+        let batch = std::slice::from_ref(message);
+        let Some(store) = &self.settings.dead_letters else {
+            error!(
+                consumer,
+                topic = message.topic(),
+                seq = message.seq(),
+                attempts,
+                cause,
+                "given up; the message is lost"
+            );
+            let reason = match reason {
+                "attempts" => Reason::Attempts,
+                _ => Reason::DeadLetter,
+            };
+            self.settled(Settled::Dropped(reason), batch);
+            return Some(());
+        };
+        let mut told = false;
+        loop {
+            let kept = match self.letter {
+                Some(letter) => store
+                    .failed_again(letter, reason, &trouble.causes, attempts, now_ns())
+                    .map(|()| letter),
+                None => store.set_aside(&dead_letters::New {
+                    consumer,
+                    message,
+                    reason,
+                    causes: &trouble.causes,
+                    attempts,
+                    first_failed_ns: trouble.first_ns,
+                    last_failed_ns: now_ns(),
+                }),
+            };
+            match kept {
+                Ok(letter) => {
+                    error!(
+                        consumer,
+                        topic = message.topic(),
+                        seq = message.seq(),
+                        attempts,
+                        cause,
+                        letter,
+                        "given up and set aside"
+                    );
+                    match self.letter {
+                        Some(_) => {
+                            self.queue
+                                .settle_letter(self.worker, Settled::DeadLettered, message);
+                        }
+                        None => self.queue.settle(self.worker, Settled::DeadLettered, batch),
+                    }
+                    return Some(());
+                }
+                Err(why) => {
+                    if !std::mem::replace(&mut told, true) {
+                        error!(consumer, why, "can't set a message aside; trying again");
+                    }
+                    if !self.pause(State::BackingOff, TICK) {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Delivers the dead letters of this consumer that were requeued.
+    fn deliver_letters(&mut self) -> Next {
+        let Some(store) = self.settings.dead_letters.clone() else {
+            return Next::GoOn;
+        };
+        let mut after = 0;
+        loop {
+            let letters = match store.requeued(&self.settings.name, after, LETTERS) {
+                Ok(letters) => letters,
+                Err(why) => {
+                    let consumer = &self.settings.name;
+                    warn!(
+                        consumer,
+                        why, "can't read the dead letters to deliver again"
+                    );
+                    return Next::GoOn;
+                }
+            };
+            let Some(last) = letters.last() else {
+                return Next::GoOn;
+            };
+            after = last.id;
+            for letter in letters {
+                if self.deliver_letter(letter) == Next::End {
+                    return Next::End;
+                }
+            }
+        }
+    }
+
+    fn deliver_letter(&mut self, letter: Letter) -> Next {
+        let (topic, seq) = (letter.topic.into(), letter.seq);
+        let message = Message::again(topic, letter.payload, letter.received_ns, seq);
+        if self.queue.stats().is_paused() && !self.await_steering(&message) {
+            return Next::End;
+        }
+        self.queue.receive_letter(&message, now_ns());
+        self.letter = Some(letter.id);
+        let outcome = self.settle(std::slice::from_ref(&message));
+        self.letter = None;
+        match outcome {
+            Ok(()) => self.tick_if_due(),
+            Err(_) => {
+                // It stays requeued, and is delivered after the next start.
+                self.worker.hold(message.received_ns(), 0);
+                if self.queue.stats().is_halted() {
+                    self.worker.state(State::Halted);
+                    self.stop.intake.sleep(Duration::MAX);
+                }
+                let how = Settled::Dropped(Reason::Stopped);
+                self.queue.settle_letter(self.worker, how, &message);
+                Next::End
+            }
+        }
+    }
+
+    /// How many of these messages to deliver at a time.
+    fn batch_len(&self, messages: &[Message]) -> usize {
+        let most = messages.len().min(self.batch_max);
+        match &self.careful {
+            // One by one, so that the suspicion falls on the one at fault.
+            Some(careful) if most > 1 => (messages[..most].iter())
+                .position(|message| careful.of(message).is_some())
+                .map_or(most, |first| first.max(1)),
+            _ => most,
+        }
+    }
+
+    /// Notes what is about to be delivered, where the end of the process leaves it to be read.
+    fn beware(&mut self, batch: &[Message], attempts: u32) {
+        let (Some(careful), Some(last)) = (&mut self.careful, batch.last()) else {
+            return;
+        };
+        if self.letter.is_some() {
+            return;
+        }
+        let noted = match batch[0].seq() < careful.until {
+            true => careful.slot.set(batch[0].seq(), last.seq(), attempts),
+            false => careful.slot.clear(),
+        };
+        if let Err(error) = noted {
+            let consumer = &self.settings.name;
+            warn!(consumer, %error, "can't note what is delivered after an unclean stop");
+        }
+        if batch[0].seq() >= careful.until {
+            self.careful = None;
+        }
+    }
+
+    /// Waits while the consumer is paused; answers whether to go on.
+    fn await_steering(&self, message: &Message) -> bool {
+        self.worker.hold(message.received_ns(), 0);
+        self.worker.state(State::Paused);
+        self.queue.await_steering(message)
     }
 
     fn halt(&self, message: &Message, cause: &Failure) {
@@ -483,6 +763,9 @@ impl<'h> Runner<'h> {
             return Next::GoOn;
         }
         self.tick_due = now + TICK;
+        if self.queue.stats().is_paused() {
+            return Next::GoOn;
+        }
         let settings = self.settings;
         let lane = match &settings.lane {
             Some(lane) => match self.enter(lane) {

@@ -20,29 +20,38 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// Its queue was full and the overflow policy said so.
+    /// Its queue was full, no journal could take it over, and the overflow policy said so.
     Overflow,
     /// Its queue was full because the consumer has halted.
     Halted,
     /// The consumer gave the verdict `Drop`.
     Refused,
-    /// The consumer gave the verdict `DeadLetter`.
+    /// The consumer gave the verdict `DeadLetter`, and this hub keeps no dead letters.
     DeadLetter,
-    /// Its attempts were used up.
+    /// Its attempts were used up, and this hub keeps no dead letters.
     Attempts,
-    /// The hub stopped before its turn came.
+    /// The hub stopped before its turn came, and it is in no journal.
     Stopped,
+    /// The journal's bounds took it before the consumer was there.
+    Retention,
+    /// It could not be read from the journal any more: the file is damaged.
+    Corrupt,
+    /// An operator had it skipped.
+    Skipped,
 }
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Reason; 6] = [
+    pub const ALL: [Reason; 9] = [
         Reason::Overflow,
         Reason::Halted,
         Reason::Refused,
         Reason::DeadLetter,
         Reason::Attempts,
         Reason::Stopped,
+        Reason::Retention,
+        Reason::Corrupt,
+        Reason::Skipped,
     ];
 
     /// The word for it in figures and logs.
@@ -54,6 +63,9 @@ impl Reason {
             Reason::DeadLetter => "dead_letter",
             Reason::Attempts => "attempts",
             Reason::Stopped => "stopped",
+            Reason::Retention => "retention",
+            Reason::Corrupt => "corrupt",
+            Reason::Skipped => "skipped",
         }
     }
 }
@@ -79,13 +91,15 @@ pub enum State {
     BackingOff,
     /// It builds the consumer anew after a panic.
     Rebuilding,
+    /// An operator has paused it: nothing is delivered until it is resumed.
+    Paused,
     /// The consumer said `Halt`: nothing is delivered any more.
     Halted,
 }
 
 impl State {
     /// All of them, in the order of their numbers.
-    pub const ALL: [State; 8] = [
+    pub const ALL: [State; 9] = [
         State::Stopped,
         State::Idle,
         State::Working,
@@ -93,6 +107,7 @@ impl State {
         State::LaneWait,
         State::BackingOff,
         State::Rebuilding,
+        State::Paused,
         State::Halted,
     ];
 
@@ -106,6 +121,7 @@ impl State {
             State::LaneWait => "lane_wait",
             State::BackingOff => "backing_off",
             State::Rebuilding => "rebuilding",
+            State::Paused => "paused",
             State::Halted => "halted",
         }
     }
@@ -114,8 +130,20 @@ impl State {
 /// The counters of one consumer.
 pub struct Stats {
     intake: Intake,
+    fetched: Fetched,
     workers: Box<[Worker]>,
     halted: AtomicBool,
+    paused: AtomicBool,
+    /// How far retention is from taking unsettled messages, as the bits of an `f64`.
+    retention: AtomicU64,
+}
+
+/// What came back of it; written by the workers, one at a time: the lock of their side is held.
+#[repr(align(128))]
+#[derive(Default)]
+struct Fetched {
+    messages: AtomicU64,
+    bytes: AtomicU64,
 }
 
 /// Written by enqueuers, one at a time: the queue's lock is held.
@@ -127,6 +155,9 @@ struct Intake {
     /// Dropped before a worker had them.
     dropped: [AtomicU64; REASONS],
     dropped_bytes: AtomicU64,
+    /// Received, and left for the time being to the journal.
+    deferred: AtomicU64,
+    deferred_bytes: AtomicU64,
     /// When the first message came that found the queue empty, in nanoseconds since 1970.
     head_ns: AtomicU64,
 }
@@ -142,6 +173,8 @@ pub struct Worker {
     in_flight: AtomicU64,
     /// When the oldest message it holds was received, in nanoseconds since 1970; 0: it holds none.
     head_ns: AtomicU64,
+    /// The number of the first message that it has taken and not settled; MAX: there is none.
+    held: AtomicU64,
     failed: AtomicU64,
     retried: AtomicU64,
     panics: AtomicU64,
@@ -163,6 +196,7 @@ impl Default for Worker {
             settled_bytes: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             head_ns: AtomicU64::new(0),
+            held: AtomicU64::new(u64::MAX),
             failed: AtomicU64::new(0),
             retried: AtomicU64::new(0),
             panics: AtomicU64::new(0),
@@ -183,6 +217,8 @@ pub enum Settled {
     Consumed,
     /// It was dropped, for this reason.
     Dropped(Reason),
+    /// It was set aside.
+    DeadLettered,
 }
 
 /// Adds to a counter that only this thread writes: a plain store, where `fetch_add` would lock the
@@ -226,9 +262,20 @@ impl Worker {
         match how {
             Settled::Consumed => add(&self.consumed, messages as u64),
             Settled::Dropped(reason) => add(&self.dropped[reason as usize], messages as u64),
+            Settled::DeadLettered => add(&self.dead_lettered, messages as u64),
         }
         add(&self.settled_bytes, bytes as u64);
         add(&self.settled, messages as u64);
+    }
+
+    /// It has taken messages from this number on and settled those before; MAX: all of them.
+    pub fn holds_from(&self, seq: u64) {
+        self.held.store(seq, Ordering::Release);
+    }
+
+    /// The number of the first message that it has taken and not settled; MAX: there is none.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Acquire)
     }
 
     /// A delivery failed.
@@ -277,14 +324,22 @@ impl Stats {
     pub fn new(workers: usize) -> Self {
         Stats {
             intake: Intake::default(),
+            fetched: Fetched::default(),
             workers: (0..workers).map(|_| Worker::default()).collect(),
             halted: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            retention: AtomicU64::new(0),
         }
     }
 
     /// The counters of one worker.
     pub fn worker(&self, index: usize) -> &Worker {
         &self.workers[index]
+    }
+
+    /// The counters of all workers.
+    pub fn workers(&self) -> &[Worker] {
+        &self.workers
     }
 
     /// Counts messages into the queue. Call with the queue's lock held, before they can be taken.
@@ -294,6 +349,60 @@ impl Stats {
         }
         add(&self.intake.received_bytes, bytes as u64);
         add(&self.intake.received, messages as u64);
+    }
+
+    /// Counts messages that were received and stay in the journal for the time being. Call with the
+    /// queue's lock held.
+    pub fn deferred(&self, messages: u64, bytes: u64) {
+        add(&self.intake.deferred_bytes, bytes);
+        add(&self.intake.deferred, messages);
+    }
+
+    /// Counts messages of a former run that still wait in the journal; the first of them was
+    /// received at this time. Call with the queue's lock held.
+    pub fn backlog(&self, messages: u64, bytes: u64, head_ns: u64) {
+        self.received(messages as usize, bytes as usize, head_ns);
+        self.deferred(messages, bytes);
+    }
+
+    /// Counts deferred messages that are in memory now. Call with the lock of the workers' side
+    /// held.
+    pub fn fetched(&self, messages: u64, bytes: u64) {
+        add(&self.fetched.bytes, bytes);
+        add(&self.fetched.messages, messages);
+    }
+
+    /// Counts deferred messages that will never be in memory. Call with both locks held.
+    pub fn lost(&self, reason: Reason, messages: u64, bytes: u64) {
+        self.dropped(reason, messages as usize, bytes as usize);
+        self.fetched(messages, bytes);
+    }
+
+    /// Messages and bytes that wait in the journal only.
+    pub fn behind(&self) -> (u64, u64) {
+        let bytes = self.fetched.bytes.load(Ordering::Acquire);
+        let messages = self.fetched.messages.load(Ordering::Acquire);
+        let deferred = self.intake.deferred.load(Ordering::Acquire);
+        let deferred_bytes = self.intake.deferred_bytes.load(Ordering::Acquire);
+        (
+            deferred.saturating_sub(messages),
+            deferred_bytes.saturating_sub(bytes),
+        )
+    }
+
+    /// Whether an operator has paused the consumer.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// An operator has paused or resumed the consumer.
+    pub fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::SeqCst);
+    }
+
+    /// How much of what retention allows its unsettled messages take up: at 1 it takes them.
+    pub fn retention_used(&self, used: f64) {
+        self.retention.store(used.to_bits(), Ordering::Release);
     }
 
     /// Counts messages that were received and are dropped before a worker had them. Call with the
@@ -376,6 +485,7 @@ impl Stats {
             *total += count.load(Ordering::Acquire);
         }
         shot.queue_bytes = self.depth_bytes();
+        let (behind, _) = self.behind();
         let queue_head_ns = self.intake.head_ns.load(Ordering::Acquire);
         shot.received = self.intake.received.load(Ordering::Acquire);
 
@@ -384,6 +494,8 @@ impl Stats {
         // A worker that settles between the two readings shows as still in flight: at most depth.
         shot.in_flight = in_flight.min(shot.queue_messages);
         shot.waiting = shot.queue_messages - shot.in_flight;
+        shot.behind_messages = behind.min(shot.queue_messages);
+        shot.retention_used = f64::from_bits(self.retention.load(Ordering::Acquire));
         if shot.queue_messages > 0 {
             let head_ns = if head_ns == u64::MAX {
                 queue_head_ns
@@ -392,10 +504,10 @@ impl Stats {
             };
             shot.lag = Duration::from_nanos(shot.at_ns.saturating_sub(head_ns));
         }
-        shot.state = if self.is_halted() {
-            State::Halted
-        } else {
-            state
+        shot.state = match state {
+            _ if self.is_halted() => State::Halted,
+            State::Idle if self.is_paused() => State::Paused,
+            state => state,
         };
         shot
     }
@@ -450,6 +562,10 @@ pub struct Snapshot {
     pub queue_messages: u64,
     /// Their topics' and payloads' bytes.
     pub queue_bytes: u64,
+    /// Those of them that are in the journal only, and not in memory.
+    pub behind_messages: u64,
+    /// How much of what retention allows the unsettled messages take up: at 1 it takes them.
+    pub retention_used: f64,
     /// The age of the oldest message not yet settled; zero when there is none.
     pub lag: Duration,
     /// Deliveries that failed.
@@ -484,6 +600,8 @@ impl Default for Snapshot {
             in_flight: 0,
             queue_messages: 0,
             queue_bytes: 0,
+            behind_messages: 0,
+            retention_used: 0.0,
             lag: Duration::ZERO,
             failed: 0,
             retried: 0,
@@ -521,16 +639,19 @@ pub enum Refusal {
     Encoding,
     /// No consumer wants its topic.
     Unrouted,
+    /// The hub stopped while the journal could not be written (`on_error = "stop"`).
+    Unwritten,
 }
 
 impl Refusal {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Refusal; 5] = [
+    pub const ALL: [Refusal; 6] = [
         Refusal::Frames,
         Refusal::Topic,
         Refusal::Size,
         Refusal::Encoding,
         Refusal::Unrouted,
+        Refusal::Unwritten,
     ];
 
     /// The word for it in figures and logs.
@@ -541,6 +662,7 @@ impl Refusal {
             Refusal::Size => "size",
             Refusal::Encoding => "encoding",
             Refusal::Unrouted => "unrouted",
+            Refusal::Unwritten => "unwritten",
         }
     }
 }
@@ -586,7 +708,12 @@ impl SourceStats {
 
     /// A message was refused.
     pub fn refused(&self, why: Refusal) {
-        add(&self.refused[why as usize], 1);
+        self.refused_all(why, 1);
+    }
+
+    /// So many messages were refused.
+    pub fn refused_all(&self, why: Refusal, messages: u64) {
+        add(&self.refused[why as usize], messages);
     }
 
     /// One endpoint's counters, by its place in the list given to `new`.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, SendError, Sender, bounded};
 
-use super::Backend;
+use super::{Accept, Backend};
 use crate::stats::SourceStats;
 
 /// The receiving end, for the hub.
@@ -59,7 +59,7 @@ impl Memory {
 impl Backend for Memory {
     fn receive(
         &mut self,
-        accept: &mut dyn FnMut(&[u8], Bytes),
+        accept: &mut Accept<'_>,
         max: usize,
         wait: Duration,
     ) -> Result<usize, String> {
@@ -68,7 +68,7 @@ impl Backend for Memory {
             crossbeam_channel::select! {
                 recv(self.messages) -> message => match message {
                     Ok((topic, payload)) => {
-                        accept(topic.as_bytes(), payload);
+                        accept(topic.as_bytes(), payload, None);
                         received = 1;
                     }
                     // Every feed is gone: nothing will come, but the hub lives until it is stopped.
@@ -81,7 +81,7 @@ impl Backend for Memory {
             }
         }
         for (topic, payload) in self.messages.try_iter().take(max - received) {
-            accept(topic.as_bytes(), payload);
+            accept(topic.as_bytes(), payload, None);
             received += 1;
         }
         self.stats.received(received);

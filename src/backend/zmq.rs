@@ -33,8 +33,11 @@ use serde::Deserialize;
 use tracing::{info, warn};
 use weir_consumer::settings::{self, Mistake, duration, size};
 
-use super::Backend;
+use super::{Accept, Backend};
 use crate::stats::{Refusal, SourceStats};
+
+/// No more is taken at a time once so many bytes of payload are: a batch is held in memory whole.
+const BATCH_BYTES: usize = 8 << 20;
 
 /// Payloads from this size on are not copied: what libzmq's `in_batch_size` is.
 const COPY_BELOW: usize = 8192;
@@ -412,11 +415,11 @@ impl Drop for Zmq {
 impl Backend for Zmq {
     fn receive(
         &mut self,
-        accept: &mut dyn FnMut(&[u8], Bytes),
+        accept: &mut Accept<'_>,
         max: usize,
         wait: Duration,
     ) -> Result<usize, String> {
-        let mut received = 0;
+        let (mut received, mut bytes) = (0, 0);
         if self.drained {
             self.wait(wait)?;
         }
@@ -424,11 +427,11 @@ impl Backend for Zmq {
             let index = (self.next + turn) % self.inputs.len();
             let input = &mut self.inputs[index];
             let limits = (self.encoding, self.message_max);
-            received += input.receive(accept, max - received, limits, &self.stats)?;
+            received += input.receive(accept, max - received, &mut bytes, limits, &self.stats)?;
         }
         self.next = (self.next + 1) % self.inputs.len();
-        // Short of `max` it has read each input to its end, or refused some: then `wait` returns at
-        // once.
+        // Short of `max` it has read each input to its end, or refused some, or has large messages:
+        // then `wait` returns at once.
         self.drained = received < max;
         if !self.drained && Instant::now() >= self.events_due {
             self.read_events();
@@ -561,8 +564,9 @@ impl Input {
 
     fn receive(
         &mut self,
-        accept: &mut dyn FnMut(&[u8], Bytes),
+        accept: &mut Accept<'_>,
         max: usize,
+        bytes: &mut usize,
         (encoding, message_max): (Encoding, usize),
         stats: &SourceStats,
     ) -> Result<usize, String> {
@@ -574,26 +578,29 @@ impl Input {
         let mut received = 0;
         // Refused messages count towards the limit too: a flood of them must not keep it here.
         for _ in 0..max {
+            if *bytes >= BATCH_BYTES {
+                break;
+            }
             let count = match self.read_frames(&mut frames) {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(error) => return Err(format!("reading from {}: {error}", self.endpoints[0].0)),
             };
             let [first, second, third] = &mut frames;
-            let (topic, body) = match count {
+            let (topic, body, sequence) = match count {
                 1 => match first.iter().position(|byte| *byte == 0) {
-                    Some(nul) => (&first[..nul], Body::Rest(&first[nul + 1..])),
+                    Some(nul) => (&first[..nul], Body::Rest(&first[nul + 1..]), None),
                     None => {
                         stats.refused(Refusal::Frames);
                         continue;
                     }
                 },
-                2 => (&first[..], Body::Frame(second)),
+                2 => (&first[..], Body::Frame(second), None),
                 3 if third.len() == 4 => {
                     let number = u32::from_le_bytes([third[0], third[1], third[2], third[3]]);
                     let endpoint = stats.endpoint(self.endpoints[0].1);
                     follow(&mut self.sequences, first, number, endpoint);
-                    (&first[..], Body::Frame(second))
+                    (&first[..], Body::Frame(second), Some(number.into()))
                 }
                 _ => {
                     stats.refused(Refusal::Frames);
@@ -602,7 +609,8 @@ impl Input {
             };
             match payload(body, encoding, message_max) {
                 Ok(payload) => {
-                    accept(topic, payload);
+                    *bytes += payload.len();
+                    accept(topic, payload, sequence);
                     received += 1;
                 }
                 Err(why) => stats.refused(why),

@@ -6,18 +6,20 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::steer::{Data, DataArgs};
 use super::tail::visible;
-use super::{ConfigArgs, Failure, say};
-use crate::dead_letters::{DeadLetters, FILE, Filter, Letter, Settings, hex};
+use super::{Failure, say};
+use crate::dead_letters::{DeadLetters, FILE, Filter, Letter, hex};
 use crate::registry::Registry;
 use crate::stats::now_ns;
+use crate::steering::Action;
 
 /// Letters that are read at a time.
 const PAGE: usize = 1000;
@@ -46,7 +48,7 @@ Examples:
   weir dead list --config weir.toml --json | jq -r '.causes[-1].text' | sort | uniq -c")]
 pub(super) struct List {
     #[command(flatten)]
-    place: Place,
+    place: DataArgs,
     #[command(flatten)]
     filters: Filters,
     /// At most so many, the newest.
@@ -67,7 +69,7 @@ pub(super) struct Show {
     /// Its id, as `weir dead list` shows it.
     id: i64,
     #[command(flatten)]
-    place: Place,
+    place: DataArgs,
     /// Print it as a JSON object.
     #[arg(long, conflicts_with = "payload")]
     json: bool,
@@ -109,50 +111,6 @@ pub(super) struct Purge {
     /// Print the number as JSON.
     #[arg(long)]
     json: bool,
-}
-
-/// Where the dead letters are.
-#[derive(Args)]
-#[group(required = true, multiple = false)]
-struct Place {
-    /// The hub's configuration, which says where they are.
-    #[arg(long, short, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The hub's data directory.
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-}
-
-impl Place {
-    fn data_dir(&self, registry: &Registry) -> Result<PathBuf, Failure> {
-        let data_dir = match (&self.data_dir, &self.config) {
-            (Some(data_dir), _) => data_dir.clone(),
-            (None, config) => {
-                let args = ConfigArgs {
-                    config: config.clone().unwrap_or_default(),
-                    set: Vec::new(),
-                };
-                args.load(registry)?.hub.data_dir
-            }
-        };
-        if data_dir.is_dir() {
-            return Ok(data_dir);
-        }
-        let hint = match data_dir.is_relative() {
-            true => {
-                "; a relative one starts where the hub was started: go there, or give its \
-                     whole path with --data-dir"
-            }
-            false => {
-                "; it is `data_dir` in the section [hub] of the hub's configuration, and the \
-                      hub makes it"
-            }
-        };
-        Err(Failure::usage(format!(
-            "there is no data directory {}{hint}",
-            data_dir.display()
-        )))
-    }
 }
 
 /// Which dead letters; all that is given has to apply.
@@ -206,7 +164,7 @@ struct Chosen {
     #[arg(value_name = "ID")]
     ids: Vec<i64>,
     #[command(flatten)]
-    place: Place,
+    place: DataArgs,
     #[command(flatten)]
     filters: Filters,
     /// All of them.
@@ -216,7 +174,7 @@ struct Chosen {
 
 impl Chosen {
     /// Where they are, what is meant, and how many there are.
-    fn find(&self, registry: &Registry) -> Result<(PathBuf, Filter, u64), Failure> {
+    fn find(&self, registry: &Registry) -> Result<(Data, Filter, u64), Failure> {
         let mut filter = self.filters.filter();
         filter.ids = self.ids.clone();
         match (filter == Filter::default(), self.all) {
@@ -233,8 +191,8 @@ impl Chosen {
             }
             _ => {}
         }
-        let data_dir = self.place.data_dir(registry)?;
-        let dead = DeadLetters::read(&data_dir.join(FILE)).map_err(Failure::run)?;
+        let data = self.place.find(registry)?;
+        let dead = DeadLetters::read(&data.dir.join(FILE)).map_err(Failure::run)?;
         let count = |filter: &Filter| match &dead {
             Some(dead) => dead.count(filter).map_err(Failure::run),
             None => Ok(0),
@@ -251,10 +209,10 @@ impl Chosen {
             }
         }
         if !missing.is_empty() {
-            return Err(absent(&missing, &data_dir));
+            return Err(absent(&missing, &data.dir));
         }
         let count = count(&filter)?;
-        Ok((data_dir, filter, count))
+        Ok((data, filter, count))
     }
 }
 
@@ -265,24 +223,6 @@ fn absent(ids: &[i64], data_dir: &Path) -> Failure {
         data_dir.join(FILE).display(),
         ids.join(", ")
     ))
-}
-
-/// What can be done with dead letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Action {
-    Requeue,
-    Purge,
-}
-
-/// Does it, and answers with how many.
-fn act(data_dir: &Path, action: Action, filter: &Filter) -> Result<u64, Failure> {
-    let file = data_dir.join(FILE);
-    let dead = DeadLetters::open(&file, &Settings::default()).map_err(Failure::run)?;
-    let done = match action {
-        Action::Requeue => dead.requeue(filter),
-        Action::Purge => dead.purge(filter),
-    };
-    done.map_err(Failure::run)
 }
 
 impl Command {
@@ -298,7 +238,7 @@ impl Command {
 
 impl List {
     fn run(&self, registry: &Registry) -> Result<(), Failure> {
-        let data_dir = self.place.data_dir(registry)?;
+        let data_dir = self.place.find(registry)?.dir;
         let filter = self.filters.filter();
         let dead = DeadLetters::read(&data_dir.join(FILE)).map_err(Failure::run)?;
         let Some(dead) = dead else {
@@ -425,7 +365,7 @@ fn table(rows: &[[String; 7]], width: Option<usize>) -> String {
 
 impl Show {
     fn run(&self, registry: &Registry) -> Result<(), Failure> {
-        let data_dir = self.place.data_dir(registry)?;
+        let data_dir = self.place.find(registry)?.dir;
         let dead = DeadLetters::read(&data_dir.join(FILE)).map_err(Failure::run)?;
         let letter = match dead {
             Some(dead) => dead.show(self.id).map_err(Failure::run)?,
@@ -496,10 +436,13 @@ fn payload(bytes: &[u8]) -> (&'static str, String) {
 
 impl Requeue {
     fn run(&self, registry: &Registry) -> Result<(), Failure> {
-        let (data_dir, filter, count) = self.chosen.find(registry)?;
+        let (data, filter, count) = self.chosen.find(registry)?;
         let requeued = match count {
             0 => 0,
-            _ => act(&data_dir, Action::Requeue, &filter)?,
+            _ => {
+                let filter = filter.clone();
+                data.act(&Action::Requeue { filter })?.count.unwrap_or(0)
+            }
         };
         report("requeued", requeued, &filter, count, self.json)
     }
@@ -507,13 +450,16 @@ impl Requeue {
 
 impl Purge {
     fn run(&self, registry: &Registry) -> Result<(), Failure> {
-        let (data_dir, filter, count) = self.chosen.find(registry)?;
+        let (data, filter, count) = self.chosen.find(registry)?;
         if count > 0 && !self.yes {
             confirm(count)?;
         }
         let purged = match count {
             0 => 0,
-            _ => act(&data_dir, Action::Purge, &filter)?,
+            _ => {
+                let filter = filter.clone();
+                data.act(&Action::Purge { filter })?.count.unwrap_or(0)
+            }
         };
         report("purged", purged, &filter, count, self.json)
     }

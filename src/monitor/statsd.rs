@@ -25,6 +25,7 @@ use tracing::debug;
 use weir_consumer::settings::{self, Mistake, duration};
 
 use super::{ConsumerFigures, Figures};
+use crate::journal;
 use crate::stats::{Reason, Refusal, Snapshot, State};
 
 /// What fits into a packet on every network (IPv6's least MTU less its headers).
@@ -152,9 +153,42 @@ impl Statsd {
         self.sources
             .resize(figures.sources.len(), Default::default());
         let (sent, sources, begun) = (&self.sent, &mut self.sources, self.begun);
+        let letters = figures
+            .dead_letters
+            .as_ref()
+            .map(|letters| letters.summary());
         with_local_recorder(&self.recorder, || {
             for ((consumer, shot), sent) in figures.consumers.iter().zip(&shots).zip(sent) {
                 record(&figures.hub, consumer, shot, sent, begun);
+                if let Some(letters) = &letters {
+                    let letters = letters.get(&consumer.name).cloned().unwrap_or_default();
+                    let labels = [
+                        ("hub", figures.hub.clone()),
+                        ("consumer", consumer.name.clone()),
+                    ];
+                    let age_ns = match letters.oldest_ns {
+                        0 => 0,
+                        oldest_ns => shot.at_ns.saturating_sub(oldest_ns),
+                    };
+                    gauge!("weir_consumer_dead_letters", &labels).set(letters.letters as f64);
+                    gauge!("weir_consumer_dead_letters_age_seconds", &labels)
+                        .set(age_ns as f64 / 1e9);
+                }
+            }
+            if let Some(journal) = &figures.journal {
+                let shot = journal.snapshot();
+                let labels = [("hub", figures.hub.clone())];
+                let failed = matches!(shot.state, journal::State::Failed { .. });
+                for (name, value) in [
+                    ("weir_journal_bytes", shot.bytes as f64),
+                    ("weir_journal_segments", shot.segments as f64),
+                    ("weir_journal_begin", shot.begin as f64),
+                    ("weir_journal_end", shot.end as f64),
+                    ("weir_journal_durable", shot.durable as f64),
+                    ("weir_journal_failed", f64::from(u8::from(failed))),
+                ] {
+                    gauge!(name, &labels).set(value);
+                }
             }
             for (index, (source, sent)) in figures.sources.iter().zip(sources).enumerate() {
                 let shot = source.stats.snapshot();
@@ -195,6 +229,8 @@ fn record(hub: &str, consumer: &ConsumerFigures, shot: &Snapshot, sent: &Snapsho
         ),
         ("weir_consumer_queue_bytes", shot.queue_bytes as f64),
         ("weir_consumer_inflight_messages", shot.in_flight as f64),
+        ("weir_consumer_behind_messages", shot.behind_messages as f64),
+        ("weir_consumer_retention_used_ratio", shot.retention_used),
         ("weir_consumer_lag_seconds", shot.lag.as_secs_f64()),
         (
             "weir_consumer_last_success_timestamp_seconds",
@@ -343,6 +379,8 @@ mod tests {
             sources: Vec::new(),
             producers: Vec::new(),
             publish: None,
+            journal: None,
+            dead_letters: None,
         };
         let mut statsd = Statsd::new(&settings).unwrap();
         stats.received(5, 50, 1);

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use weir_consumer::Message;
 
 use super::Supply;
-use crate::queue::{Piece, Queue, Taken, take_from};
+use crate::queue::{Piece, Queue, Taken, Taker, take_from};
 use crate::stats::Worker;
 
 /// What one worker has to do.
@@ -26,11 +26,14 @@ impl Supply for Inbox {
     fn take_more(&mut self) -> Option<Piece> {
         self.0.try_recv().ok()
     }
+    fn take_rest(&mut self, deadline: Instant) -> Taken {
+        take_from(&self.0, || {}, deadline)
+    }
 }
 
 /// Hands messages to the workers of their keys.
 pub(crate) struct Dispatcher {
-    queue: Arc<Queue>,
+    taker: Taker,
     pointer: String,
     inboxes: Vec<Sender<Piece>>,
 }
@@ -44,7 +47,7 @@ impl Dispatcher {
             .unzip();
         (
             Dispatcher {
-                queue,
+                taker: Taker::new(queue, None),
                 pointer,
                 inboxes,
             },
@@ -53,9 +56,9 @@ impl Dispatcher {
     }
 
     /// Works until the queue is closed and empty.
-    pub(crate) fn run(self) {
+    pub(crate) fn run(mut self) {
         loop {
-            match Queue::take(&self.queue, || {}, Queue::idle_deadline()) {
+            match self.taker.take(|| {}, Queue::idle_deadline()) {
                 Taken::Piece(piece) => {
                     for single in piece.singles() {
                         // A worker that has ended has counted what was in its inbox; this piece is

@@ -13,6 +13,8 @@ use crate::support::*;
 fn weir() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
     command.stdin(Stdio::null()).env_remove("NOTIFY_SOCKET");
+    // `journal.rs` is about what is kept; here nothing is to be left where the tests run.
+    command.env("WEIR_JOURNAL__ENABLED", "false");
     command
 }
 

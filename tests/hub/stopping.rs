@@ -80,7 +80,7 @@ struct Dies;
 impl Backend for Dies {
     fn receive(
         &mut self,
-        _: &mut dyn FnMut(&[u8], weir_consumer::Bytes),
+        _: &mut weir::backend::Accept<'_>,
         _: usize,
         _: Duration,
     ) -> Result<usize, String> {
@@ -100,7 +100,7 @@ impl Backend for Dies {
 #[test]
 fn a_thread_that_dies_is_seen() {
     // The stop does not wait for the dead: the test would not end.
-    let config = "hub.http = ''\nhub.stop_deadline = '1h'\n[consumers.null]\ntopics = ''";
+    let config = "hub.http = ''\njournal.enabled = false\nhub.stop_deadline = '1h'\n[consumers.null]\ntopics = ''";
     let config = Config::embedded(config, &registry([])).unwrap();
     let hub = Hub::start_with(&config, vec![Box::new(Dies)]).unwrap();
     let ended = hub.ends().recv_timeout(PATIENCE).unwrap();
@@ -116,8 +116,12 @@ fn what_can_not_start_leaves_nothing_running() {
         "[[backend]]\nbind = ['{}']\n[consumers.null]\ntopics = ''",
         bus.endpoint
     );
-    let config =
-        Config::from_toml(&format!("hub.http = ''\n{toml}"), "test", &registry([])).unwrap();
+    let config = Config::from_toml(
+        &format!("hub.http = ''\njournal.enabled = false\n{toml}"),
+        "test",
+        &registry([]),
+    )
+    .unwrap();
     let error = Hub::start(&config).err().unwrap();
     assert!(
         error.contains(&bus.endpoint) && error.contains("another program"),

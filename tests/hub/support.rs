@@ -81,9 +81,12 @@ pub fn registry(kinds: impl IntoIterator<Item = Kind>) -> Registry {
     kinds.into_iter().fold(Registry::builtin(), Registry::with)
 }
 
-/// A hub that is fed by the test.
+/// What the tests of everything but the journal begin with.
+const MEMORY: &str = "hub.http = ''\njournal.enabled = false\n";
+
+/// A hub that is fed by the test and keeps nothing.
 pub fn fed(toml: &str, kinds: impl IntoIterator<Item = Kind>) -> (Feed, Hub) {
-    let config = Config::embedded(&format!("hub.http = ''\n{toml}"), &registry(kinds));
+    let config = Config::embedded(&format!("{MEMORY}{toml}"), &registry(kinds));
     let (feed, backend) = Memory::new(10_000);
     let config = config.unwrap_or_else(|mistakes| panic!("{mistakes}"));
     (
@@ -94,7 +97,7 @@ pub fn fed(toml: &str, kinds: impl IntoIterator<Item = Kind>) -> (Feed, Hub) {
 
 /// A hub with sockets.
 pub fn hub(toml: &str, kinds: impl IntoIterator<Item = Kind>) -> Hub {
-    let config = Config::from_toml(&format!("hub.http = ''\n{toml}"), "test", &registry(kinds));
+    let config = Config::from_toml(&format!("{MEMORY}{toml}"), "test", &registry(kinds));
     Hub::start(&config.unwrap_or_else(|mistakes| panic!("{mistakes}"))).unwrap()
 }
 

@@ -110,7 +110,7 @@ fn figures_arrive_at_the_real_statsd() {
         }))
     });
     let config = format!(
-        "[hub]\nname = 'fedora'\nhttp = ''\n[statsd]\naddress = '127.0.0.1:{}'\ninterval = '1s'\n\
+        "[hub]\nname = 'fedora'\nhttp = ''\n[journal]\nenabled = false\n[statsd]\naddress = '127.0.0.1:{}'\ninterval = '1s'\n\
          [consumers.stuck]\ntopics = ''\nqueue.messages = 5\n[consumers.null]\ntopics = ''",
         server.udp
     );
