@@ -355,9 +355,9 @@ fn table(rows: &[[String; 7]], width: Option<usize>) -> String {
                 _ => write!(line, "  {cell:width$}"),
             };
         }
-        let line = line.trim_end();
         let end = width.and_then(|width| line.char_indices().nth(width));
-        out.push_str(end.map_or(line, |(end, _)| &line[..end]));
+        let line = end.map_or(&*line, |(end, _)| &line[..end]);
+        out.push_str(line.trim_end());
         out.push('\n');
     }
     out
