@@ -4,6 +4,7 @@
 
 mod dead;
 mod delivery;
+mod journal;
 mod pages;
 mod process;
 mod sockets;

@@ -95,6 +95,20 @@ pub fn fed(toml: &str, kinds: impl IntoIterator<Item = Kind>) -> (Feed, Hub) {
     )
 }
 
+/// A hub that is fed by the test and keeps a journal in this directory.
+pub fn try_kept(
+    dir: &Path,
+    toml: &str,
+    kinds: impl IntoIterator<Item = Kind>,
+) -> std::result::Result<(Feed, Hub), String> {
+    let toml = format!("hub.http = ''\nhub.data_dir = {dir:?}\n{toml}");
+    let config = Config::embedded(&toml, &registry(kinds));
+    let config = config.unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    let (feed, backend) = Memory::new(10_000);
+    let hub = Hub::start_with(&config, vec![Box::new(backend)])?;
+    Ok((feed, hub))
+}
+
 /// A hub with sockets.
 pub fn hub(toml: &str, kinds: impl IntoIterator<Item = Kind>) -> Hub {
     let config = Config::from_toml(&format!("{MEMORY}{toml}"), "test", &registry(kinds));
