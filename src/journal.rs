@@ -198,7 +198,7 @@ impl Journal {
         let mut recovered = Recovered::default();
         let segments = recovery::recover(dir, &*options.disk, &mut recovered)?;
         let next = recovered.messages_end.max(next_at_least).max(1);
-        let floor = segments.first().map_or(next, |first| first.base);
+        let floor = segments.first().map_or(next, |first| first.after);
         let journal = Journal {
             dir: dir.to_owned(),
             disk: options.disk,

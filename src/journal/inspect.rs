@@ -117,34 +117,29 @@ pub fn inspect(dir: &Path, check: bool) -> Result<Report, String> {
         problems: listing.strange,
         ..Report::default()
     };
-    let last = listing.segments.last().map(|(base, _)| *base);
-    // Where the log ended, so far; none before the first segment.
-    let mut log_end = None;
-    let mut ends = listing.segments.iter().skip(1).map(|(base, _)| *base);
-    for (base, path) in &listing.segments {
-        let limit = ends.next().unwrap_or(u64::MAX);
-        let looked = look(
-            path,
-            *base,
-            limit,
-            Some(*base) == last,
-            check,
-            &mut report.notes,
-        );
-        let (after, segment) = match looked {
-            Ok(looked) => looked,
-            // The hub has removed it meanwhile.
-            Err(Unreadable::Gone) => continue,
-            Err(Unreadable::Because(why)) => {
-                report.problems.push(why);
-                continue;
+    // From the end, as recovery does it.
+    let mut segments: Vec<(u64, SegmentReport)> = Vec::new();
+    for (base, path) in listing.segments.iter().rev() {
+        let next = segments.last().map(|(_, next)| next.base);
+        match look(path, *base, next, check, &mut report.notes) {
+            Ok((_, segment)) if segment.messages == 0 && segment.problems.is_empty() => {
+                let text = format!("{} has no message yet, or none any more", path.display());
+                report.notes.push(text);
             }
-        };
+            Ok(segment) => segments.push(segment),
+            // The hub has removed it meanwhile.
+            Err(Unreadable::Gone) => {}
+            Err(Unreadable::Because(why)) => report.problems.push(why),
+        }
+    }
+    let mut log_end = None;
+    for (after, segment) in segments.into_iter().rev() {
+        let base = segment.base;
         if let Some(end) = log_end {
-            report.hole(end..after.min(*base), true);
-            report.hole(after.clamp(end, (*base).max(end))..*base, false);
+            report.hole(end..after.min(base), true);
+            report.hole(after.clamp(end, base.max(end))..base, false);
         } else {
-            report.begin = *base;
+            report.begin = base;
         }
         log_end = Some(segment.end);
         report.messages += segment.messages;
@@ -193,11 +188,11 @@ enum Unreadable {
 fn look(
     path: &Path,
     base: u64,
-    limit: u64,
-    last: bool,
+    next: Option<u64>,
     check: bool,
     notes: &mut Vec<String>,
 ) -> Result<(u64, SegmentReport), Unreadable> {
+    let limit = next.unwrap_or(u64::MAX);
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Unreadable::Gone,
         _ => Unreadable::Because(format!("can't read {}: {error}", path.display())),
@@ -234,7 +229,7 @@ fn look(
             .map_err(failed)?;
         if rest > 0 && report.sealed {
             report.problem(len - rest, base..base, "damaged in front of the footer");
-        } else if rest > 0 && last {
+        } else if rest > 0 && next.is_none() {
             let whole = len - rest;
             notes.push(format!("{} ends within a frame at {whole}", path.display()));
         } else if rest > 0 {
