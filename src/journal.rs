@@ -6,8 +6,8 @@
 //! tell of a gap, and that no second hub opens the same directory, is the hub's business.
 //!
 //! Invariants; a test bears each one's name:
-//! 1. Sequence numbers ascend from 1 and are never given twice. Within a segment they are dense; a
-//!    hole stands between two segments, and a reader is told of it.
+//! 1. Sequence numbers ascend, and none is given twice that stands in the log or in `cursors`.
+//!    Within a segment they are dense; a hole stands between two, and a reader is told of it.
 //! 2. Readers stop at an atomically published end.
 //! 3. Sealed segments never change.
 //! 4. The durable mark advances only when all earlier files are synced; the directory is synced
@@ -33,6 +33,7 @@ mod append;
 mod count;
 mod cursors;
 mod frame;
+mod inspect;
 mod reader;
 mod recovery;
 mod segment;
@@ -54,6 +55,7 @@ pub use append::{AppendError, Appender};
 pub use count::Counted;
 pub use cursors::{Cursor, Cursors, Loaded};
 pub use frame::Record;
+pub use inspect::{CursorReport, Hole, Problem, Report, SegmentReport, inspect};
 pub use reader::{Gap, Read, Reader};
 pub use recovery::Recovered;
 pub use settings::{Keep, OnError, Settings, Sync};
@@ -196,7 +198,7 @@ impl Journal {
         let mut recovered = Recovered::default();
         let segments = recovery::recover(dir, &*options.disk, &mut recovered)?;
         let next = recovered.messages_end.max(next_at_least).max(1);
-        let floor = segments.first().map_or(next, |first| first.base);
+        let floor = segments.first().map_or(next, |first| first.after);
         let journal = Journal {
             dir: dir.to_owned(),
             disk: options.disk,

@@ -99,8 +99,13 @@ impl Tail {
             if file.set_len(at).is_err() {
                 // What stands behind its frames now must not come back to life: the next segment
                 // begins with the same sequence number, and recovery lets that one go before.
-                segment.close();
-                self.active = None;
+                match segment.is_empty() {
+                    true => self.discard(journal),
+                    false => {
+                        segment.close();
+                        self.active = None;
+                    }
+                }
             }
             return Err(error);
         }

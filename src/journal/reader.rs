@@ -211,6 +211,7 @@ impl Reader {
         if let Some(messages) = self.recent(want, max_messages, max_bytes, replayed_below) {
             return Ok(Read::Messages(messages));
         }
+        let start = self.position;
         let mut gathered = Gathered::default();
         let (picks, bytes) = (max_messages, max_bytes);
         while gathered.picks.len() < picks && gathered.bytes < bytes.max(1) {
@@ -219,7 +220,7 @@ impl Reader {
             }
             match self.step(end, want, &mut gathered, max_messages, max_bytes) {
                 Ok(None) => {}
-                Ok(Some((range, why))) if gathered.picks.is_empty() => {
+                Ok(Some((range, why))) if self.position == start => {
                     self.position = range.end;
                     return Ok(Read::Gap { range, why });
                 }
@@ -229,7 +230,7 @@ impl Reader {
                 }
                 Err(error) => {
                     self.open = None;
-                    if gathered.picks.is_empty() {
+                    if self.position == start {
                         return Err(error);
                     }
                     break;

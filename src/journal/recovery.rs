@@ -102,20 +102,21 @@ pub(super) fn recover(
     let listing = list(dir)
         .map_err(|error| format!("can't read the directory {}: {error}", dir.display()))?;
     recovered.notes.extend(listing.strange);
-    let files = listing.segments;
+    // From the end, so that only a segment with messages bounds the one before it.
     let mut segments: Vec<Segment> = Vec::new();
-    for (place, (base, path)) in files.iter().enumerate() {
-        let next = files.get(place + 1).map(|(base, _)| *base);
-        if let Some(segment) = one(disk, path, *base, next, recovered)? {
-            segments.push(segment);
-        }
+    for (base, path) in listing.segments.iter().rev() {
+        let next = segments.last().map(|next| next.base);
+        segments.extend(one(disk, path, *base, next, recovered)?);
     }
+    segments.reverse();
+    recovered.notes.reverse();
     for pair in segments.windows(2) {
         let missing = pair[0].end()..pair[1].after.min(pair[1].base);
         if !missing.is_empty() {
             recovered.lost(missing, "before", &pair[1].path);
         }
     }
+    recovered.corrupt.sort_unstable_by_key(|range| range.start);
     recovered.segments = segments.len();
     recovered.messages_end = segments.last().map_or(1, Segment::end);
     Ok(segments)
@@ -217,7 +218,7 @@ fn one(
     segment.restore(len, end.min(limit), len);
     let rest = size.saturating_sub(len);
     if end == base {
-        empty(disk, path, next, rest, recovered);
+        empty(disk, path, next, size, recovered);
         return Ok(None);
     }
     if rest > 0 && !abandoned && footer_end.is_none() {
@@ -245,9 +246,10 @@ fn one(
     Ok(Some(segment))
 }
 
-/// A file without a whole frame: removed if there never was one, else set aside.
-fn empty(disk: &dyn Disk, path: &Path, next: Option<u64>, rest: u64, recovered: &mut Recovered) {
+/// A file without a whole frame: set aside if it may have had some, else removed.
+fn empty(disk: &dyn Disk, path: &Path, next: Option<u64>, size: u64, recovered: &mut Recovered) {
     let shown = path.display();
+    let rest = size.saturating_sub(HEADER as u64);
     let result = if rest > 0 && next.is_some() {
         let aside = path.with_extension("seg.damaged");
         let note = format!(
@@ -257,7 +259,8 @@ fn empty(disk: &dyn Disk, path: &Path, next: Option<u64>, rest: u64, recovered: 
         recovered.notes.push(note);
         std::fs::rename(path, aside)
     } else {
-        if rest > 0 {
+        // A hub that died before its first message leaves a header and nothing to say.
+        if size != 0 && size != HEADER as u64 {
             (recovered.notes).push(format!("there is no whole frame in {shown}: it is removed"));
         }
         recovered.truncated_bytes += rest;

@@ -421,7 +421,6 @@ impl Scan {
     /// The next frame that is whole and undamaged and ends before `limit`; what stands between is
     /// damage and passed over. After an error the same frame is looked for again.
     pub(super) fn next(&mut self, limit: u64) -> io::Result<Found> {
-        let mut searching = false;
         while self.offset + HEAD as u64 <= limit {
             let offset = self.offset;
             let bytes = self.get(offset, HEAD as u64, limit)?;
@@ -429,18 +428,12 @@ impl Scan {
                 break; // the file is shorter than it was
             }
             let Some(head) = Head::read(&bytes, self.base, offset) else {
-                // Not from here on: what looks like a marker in damage is not even a head.
-                searching = true;
                 self.offset = self.find(offset + 1, limit)?;
                 continue;
             };
             let whole = HEAD as u64 + u64::from(head.body_len);
             if offset + whole > limit {
-                if !searching {
-                    self.offset = offset + HEAD as u64;
-                    searching = true;
-                }
-                self.offset = self.find(self.offset, limit)?;
+                self.offset = self.find(offset + HEAD as u64, limit)?;
                 continue;
             }
             let bytes = self.get(offset, whole, limit)?;
