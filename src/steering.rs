@@ -351,5 +351,6 @@ fn append(path: &PathBuf, line: &str) -> std::io::Result<()> {
         fs::rename(path, path.with_extension("log.1"))?;
     }
     let mut file = File::options().create(true).append(true).open(path)?;
-    writeln!(file, "{line}")
+    // One write, so that the lines of two commands don't mix.
+    file.write_all(format!("{line}\n").as_bytes())
 }

@@ -285,18 +285,17 @@ impl Queue {
 
     /// Messages are settled: what that means for the cursor.
     pub(super) fn passed(&self, worker: &Worker, messages: &[Message]) {
-        if let Some(last) = messages.last() {
-            worker.holds_from(last.seq() + 1);
+        let Some(last) = messages.last() else { return };
+        if !self.keyed.load(Ordering::Relaxed) {
+            return worker.holds_from(last.seq() + 1);
         }
-        if self.keyed.load(Ordering::Relaxed) {
-            let mut hand = self.hand.lock();
-            let Some(taken) = &mut hand.taken else { return };
-            for message in messages {
-                if let Some(times) = taken.get_mut(&message.seq()) {
-                    *times -= 1;
-                    if *times == 0 {
-                        taken.remove(&message.seq());
-                    }
+        let mut hand = self.hand.lock();
+        let Some(taken) = &mut hand.taken else { return };
+        for message in messages {
+            if let Some(times) = taken.get_mut(&message.seq()) {
+                *times -= 1;
+                if *times == 0 {
+                    taken.remove(&message.seq());
                 }
             }
         }
