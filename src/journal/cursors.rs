@@ -102,7 +102,7 @@ impl Cursors {
     /// The disk's reason; what was written before is still there.
     pub fn save(&self, dir: &Path) -> io::Result<()> {
         let json = serde_json::to_string(self)?;
-        let crc = crc32c::crc32c(json.as_bytes());
+        let crc = checksum(VERSION, &json);
         let (file, new) = (dir.join(FILE), dir.join(NEW));
         let named = |error: io::Error| {
             io::Error::new(
@@ -122,6 +122,11 @@ impl Cursors {
         };
         write().map_err(named)
     }
+}
+
+/// The version is part of it, so that a damaged one is not taken for another hub's.
+fn checksum(version: u32, json: &str) -> u32 {
+    crc32c::crc32c_append(version, json.as_bytes())
 }
 
 enum Content {
@@ -150,17 +155,97 @@ fn read(path: &Path) -> Result<Content, String> {
     let mut words = title.split(' ');
     let (name, version, crc) = (words.next(), words.next(), words.next());
     let crc = crc.and_then(|crc| u32::from_str_radix(crc, 16).ok());
-    let whole = name == Some(TITLE) && crc == Some(crc32c::crc32c(json.as_bytes()));
-    match version.and_then(|version| version.parse::<u32>().ok()) {
-        Some(VERSION) if whole => Ok(match serde_json::from_str(json) {
+    let version = version.and_then(|version| version.parse::<u32>().ok());
+    let whole = version.is_some_and(|version| crc == Some(checksum(version, json)));
+    match version.filter(|_| whole && name == Some(TITLE)) {
+        Some(VERSION) => Ok(match serde_json::from_str(json) {
             Ok(cursors) => Content::Cursors(cursors),
             Err(error) => Content::Damaged(format!("can't be understood ({error})")),
         }),
-        Some(version) if whole => Err(format!(
+        Some(version) => Err(format!(
             "{} is of version {version}, and this hub knows version {VERSION}; start the hub that \
              wrote it, or delete it and {BACKUP} to start every consumer at its `start`",
             path.display()
         )),
-        _ => Ok(damaged),
+        None => Ok(damaged),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(position: u64) -> Cursors {
+        let cursor = Cursor {
+            position,
+            replayed_below: 4,
+            paused: true,
+            seen_ns: 5,
+        };
+        Cursors {
+            clean: true,
+            next: 10,
+            consumers: [("a \"b\"\n".to_owned(), cursor)].into(),
+        }
+    }
+
+    fn loaded(dir: &Path) -> (Option<Cursors>, bool) {
+        let loaded = Cursors::load(dir).unwrap();
+        (loaded.cursors, loaded.note.is_some())
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(loaded(dir.path()), (None, false));
+        for position in 1..4 {
+            at(position).save(dir.path()).unwrap();
+            assert_eq!(loaded(dir.path()), (Some(at(position)), false));
+        }
+    }
+
+    #[test]
+    fn a_damaged_or_missing_file_is_stood_in_for_by_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        at(1).save(dir.path()).unwrap();
+        at(2).save(dir.path()).unwrap();
+        let whole = fs::read(dir.path().join(FILE)).unwrap();
+        for place in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[place] ^= 1;
+            fs::write(dir.path().join(FILE), &bytes).unwrap();
+            assert_eq!(loaded(dir.path()), (Some(at(1)), true), "{place}");
+            fs::write(dir.path().join(FILE), &whole[..place]).unwrap();
+            assert_eq!(loaded(dir.path()), (Some(at(1)), true), "{place}");
+        }
+        // As after a power failure between the two renames.
+        fs::remove_file(dir.path().join(FILE)).unwrap();
+        assert_eq!(loaded(dir.path()), (Some(at(1)), true));
+    }
+
+    #[test]
+    fn when_none_can_be_read_the_text_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE), "x").unwrap();
+        let missing = Cursors::load(dir.path()).unwrap_err();
+        fs::write(dir.path().join(BACKUP), "x").unwrap();
+        let damaged = Cursors::load(dir.path()).unwrap_err();
+        fs::remove_file(dir.path().join(FILE)).unwrap();
+        let backup = Cursors::load(dir.path()).unwrap_err();
+        for error in [missing, damaged, backup] {
+            assert!(
+                error.contains("delete both to start every consumer"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_version_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let crc = checksum(2, "{}");
+        fs::write(dir.path().join(FILE), format!("{TITLE} 2 {crc:08x}\n{{}}")).unwrap();
+        let error = Cursors::load(dir.path()).unwrap_err();
+        assert!(error.contains("is of version 2"), "{error}");
     }
 }

@@ -345,3 +345,128 @@ pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Message = (String, Vec<u8>, Option<u64>);
+
+    /// Reads a frame as its readers do; none when it is not valid.
+    fn decode(bytes: &[u8], base: u64, offset: u64) -> Option<(Head, Vec<Message>)> {
+        let head = Head::read(bytes, base, offset)?;
+        let body = bytes.get(HEAD..HEAD + head.body_len as usize)?;
+        if !head.vouches_for(body) {
+            return None;
+        }
+        let (mut at, mut messages) = (0, Vec::new());
+        for _ in 0..head.count {
+            let entry = head.record(body, at)?;
+            let payload = body[entry.payload.clone()].to_vec();
+            messages.push((entry.topic.to_owned(), payload, entry.source_seq));
+            at = entry.payload.end;
+        }
+        assert_eq!(at, if head.is_footer() { 0 } else { body.len() });
+        Some((head, messages))
+    }
+
+    fn encoded(messages: &[Message], split: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let records = messages.iter().map(|(topic, payload, source_seq)| Record {
+            topic,
+            payload,
+            source_seq: *source_seq,
+        });
+        let count = encode(&mut bytes, 7, 3, 99, records, split).unwrap();
+        assert_eq!(count as usize, messages.len());
+        stamp(&mut bytes, 5, 1000);
+        bytes
+    }
+
+    fn batch() -> impl Strategy<Value = Vec<Message>> {
+        let payload = proptest::collection::vec(any::<u8>(), 0..50);
+        // The largest number stands for none.
+        let seq = proptest::option::of(0..u64::MAX);
+        proptest::collection::vec(("\\PC{0,9}", payload, seq), 0..20)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(messages in batch(), split in 0..500_usize) {
+            let bytes = encoded(&messages, split);
+            let (mut rest, mut next) = (&bytes[..], 7);
+            let mut got = Vec::new();
+            while !rest.is_empty() {
+                let offset = 1000 + (bytes.len() - rest.len()) as u64;
+                let (head, part) = decode(rest, 5, offset).unwrap();
+                prop_assert_eq!((head.first, head.source, head.received_ns), (next, 3, 99));
+                next = head.end();
+                got.extend(part);
+                rest = &rest[HEAD + head.body_len as usize..];
+            }
+            prop_assert_eq!(got, messages);
+        }
+
+        #[test]
+        fn a_frame_is_valid_only_undamaged_and_in_its_place(
+            messages in batch(), place: usize, bit in 0..8_u8, base in 4..7_u64, offset in 999..1002_u64
+        ) {
+            let mut bytes = encoded(&messages, usize::MAX);
+            prop_assert_eq!(decode(&bytes, base, offset).is_some(), (base, offset) == (5, 1000));
+            let place = place % bytes.len();
+            bytes[place] ^= 1 << bit;
+            prop_assert!(decode(&bytes, 5, 1000).is_none());
+        }
+
+        #[test]
+        fn no_bytes_make_the_decoder_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..200), mend: bool, flags in 0..4_u16
+        ) {
+            if mend && bytes.len() >= HEAD {
+                // Checksums that hold, over what makes no sense.
+                let body = bytes.len() - HEAD;
+                let crc = crc32c::crc32c(&bytes[HEAD..]);
+                bytes[..4].copy_from_slice(&MARKER);
+                bytes[8..12].copy_from_slice(&(body as u32).to_le_bytes());
+                bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+                bytes[28..30].copy_from_slice(&flags.to_le_bytes());
+                stamp(&mut bytes, 5, 1000);
+            }
+            if let Some(head) = Head::read(&bytes, 5, 1000) {
+                let body = &bytes[HEAD..];
+                for at in 0..=body.len() + 1 {
+                    if let Some(entry) = head.record(body, at) {
+                        prop_assert!(entry.payload.end <= body.len());
+                    }
+                }
+            }
+            let _ = Footer::read(&bytes);
+            let _ = Footer::offset(&bytes, 5);
+        }
+
+        #[test]
+        fn a_footer_is_read_as_it_was_written(
+            end: u64, times: (u64, u64),
+            table in proptest::option::of(proptest::collection::vec(("\\PC{0,9}", any::<(u64, u64)>()), 0..9))
+        ) {
+            let tally = |(topic, (messages, bytes)): (String, (u64, u64))| Tally {
+                topic: topic.into(),
+                messages,
+                bytes,
+            };
+            let footer = Footer {
+                end,
+                first_ns: times.0,
+                last_ns: times.1,
+                table: table.map(|table| table.into_iter().map(tally).collect()),
+            };
+            let bytes = footer.encode(5, 1000);
+            let (frame, trailer) = bytes.split_at(bytes.len() - TRAILER);
+            prop_assert_eq!(Footer::offset(trailer, 5), Some(1000));
+            prop_assert_eq!(Footer::offset(trailer, 6), None);
+            prop_assert!(decode(frame, 5, 1000).unwrap().0.is_footer());
+            prop_assert_eq!(Footer::read(&frame[HEAD..]), Some(footer));
+        }
+    }
+}

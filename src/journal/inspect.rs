@@ -229,11 +229,10 @@ fn look(
             .map_err(failed)?;
         if rest > 0 && report.sealed {
             report.problem(len - rest, base..base, "damaged in front of the footer");
-        } else if rest > 0 && next.is_none() {
+        } else if rest > 0 {
+            // Nothing is lost by it that the next segment does not tell of.
             let whole = len - rest;
             notes.push(format!("{} ends within a frame at {whole}", path.display()));
-        } else if rest > 0 {
-            report.problem(len - rest, base..base, "not a whole frame at the end");
         }
     }
     report.first_ns = report.first_ns.min(report.last_ns);

@@ -53,7 +53,7 @@ pub(super) struct Filesystem;
 impl Disk for Filesystem {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(Arc::new(File::create_new(path)?)),
         }
     }

@@ -2,6 +2,7 @@
 
 mod damage;
 mod disk;
+mod fixture;
 mod invariants;
 mod measure;
 mod model;

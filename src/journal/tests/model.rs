@@ -304,7 +304,7 @@ impl Model {
                         }
                         // A sealed segment without what it wants is passed over whole.
                         Some(Fate::Sent(..)) => {}
-                        other => assert!(false, "{seq} {other:?} was passed over"),
+                        other => panic!("{seq} {other:?} was passed over"),
                     }
                 }
                 assert!(messages.next().is_none());
