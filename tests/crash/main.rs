@@ -1,0 +1,76 @@
+//! The end of the process at any moment, and the end of the disk: what was taken in still arrives.
+//!
+//! The hub under test is a process of its own, this program started anew with `CRASH_RUN` set: the
+//! whole of `weir hub`, with one kind of consumer more, which writes down what it gets
+//! (`witness.rs`). What it has to have got is read from the journal afterwards (`scene.rs`).
+//!
+//! A SIGKILL takes nothing from the page cache, so after it everything that the journal has must
+//! arrive, synced or not. What only a power failure takes is left to the journal's own tests.
+//!
+//! `WEIR_CRASH_ROUNDS` is the number of kills (default 50), `WEIR_CRASH_SEED` repeats a run's
+//! random choices.
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // a test's name says what it is about
+
+mod disk;
+mod fatal;
+mod rounds;
+mod scene;
+mod stopping;
+mod witness;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    if std::env::var_os(scene::RUN).is_some() {
+        return weir::cli::main(weir::Registry::builtin().with(witness::kind()));
+    }
+    let trial = |name: &str, test: fn()| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
+    let trials = vec![
+        trial("fifty_rounds_of_kill_9", rounds::fifty_rounds_of_kill_9),
+        trial(
+            "rounds_of_kill_9_when_each_batch_is_synced",
+            rounds::rounds_of_kill_9_when_each_batch_is_synced,
+        ),
+        trial(
+            "a_message_that_kills_the_process_is_set_aside",
+            fatal::a_message_that_kills_the_process_is_set_aside,
+        ),
+        trial(
+            "in_a_batch_it_is_found_and_the_others_are_delivered",
+            fatal::in_a_batch_it_is_found_and_the_others_are_delivered,
+        ),
+        trial(
+            "several_that_kill_the_process_are_all_set_aside",
+            fatal::several_that_kill_the_process_are_all_set_aside,
+        ),
+        trial(
+            "it_costs_no_other_consumer_a_message",
+            fatal::it_costs_no_other_consumer_a_message,
+        ),
+        trial(
+            "a_stop_under_load_loses_nothing",
+            stopping::a_stop_under_load_loses_nothing,
+        ),
+        trial(
+            "a_second_signal_loses_nothing",
+            stopping::a_second_signal_loses_nothing,
+        ),
+        trial(
+            "a_full_disk_is_said_and_the_hub_goes_on",
+            disk::a_full_disk_is_said_and_the_hub_goes_on,
+        ),
+        trial(
+            "a_full_disk_stops_the_intake_if_so_told",
+            disk::a_full_disk_stops_the_intake_if_so_told,
+        ),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
