@@ -552,7 +552,7 @@ impl Kept {
     fn start(&self, consumer: &config::Consumer) -> Result<queue::Start, String> {
         let (begin, end) = (self.journal.begin(), self.journal.end());
         let known = self.cursors.consumers.get(&consumer.name).cloned();
-        let mut cursor = known.unwrap_or_else(|| Cursor {
+        let mut cursor = known.unwrap_or(Cursor {
             position: match consumer.settings.start {
                 config::Start::Head => end,
                 config::Start::Earliest => begin,
