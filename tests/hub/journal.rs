@@ -584,3 +584,43 @@ fn the_journal_can_be_turned_off() {
 fn kept(dir: &Path, toml: &str, kinds: impl IntoIterator<Item = Kind>) -> (Feed, Hub) {
     try_kept(dir, toml, kinds).unwrap()
 }
+
+#[test]
+fn several_sources_are_one_order_for_all_consumers_live_or_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let ((quick, quick_seen), (slow, slow_seen)) = (recorder("quick"), recorder("slow"));
+    let toml = format!(
+        "hub.http = ''\nhub.data_dir = {:?}\n[consumers.quick]\ntopics = ''\n\
+         [consumers.slow]\ntopics = ''\nqueue.messages = 2",
+        dir.path()
+    );
+    let config = weir::Config::embedded(&toml, &registry([quick, slow])).unwrap();
+    let (feeds, backends): (Vec<_>, Vec<_>) = (0..3)
+        .map(|_| weir::backend::memory::Memory::new(100))
+        .map(|(feed, backend)| (feed, Box::new(backend) as Box<dyn weir::backend::Backend>))
+        .unzip();
+    let hub = Hub::start_with(&config, backends).unwrap();
+    let feeders: Vec<_> = (0..)
+        .zip(feeds)
+        .map(|(source, feed)| {
+            std::thread::spawn(move || {
+                send(&feed, "t", source * 10_000..source * 10_000 + 3000);
+            })
+        })
+        .collect();
+    let (quick, slow) = (numbers(&quick_seen, 9000), numbers(&slow_seen, 9000));
+    assert!(quick == slow, "two orders");
+    for source in 0..3 {
+        let own: Vec<u64> = quick
+            .iter()
+            .copied()
+            .filter(|n| n / 10_000 == source)
+            .collect();
+        let sent: Vec<u64> = (source * 10_000..source * 10_000 + 3000).collect();
+        assert!(own == sent, "source {source}");
+    }
+    feeders
+        .into_iter()
+        .for_each(|feeder| feeder.join().unwrap());
+    assert_conserved(&hub.stop().status);
+}
