@@ -557,7 +557,9 @@ fn retention_takes_from_a_consumer_that_is_too_far_behind_and_counts_it() {
     eventually("within bounds", || {
         hub.status().journal.unwrap().bytes <= 200 << 20
     });
-    assert!(consumer(&hub, "slow").retention_used_ratio > 0.5);
+    eventually("measured", || {
+        consumer(&hub, "slow").retention_used_ratio > 0.5
+    });
     let left = consumer(&hub, "slow").queue_messages;
     assert_conserved(&hub.status());
     slow.permit(left);
@@ -622,5 +624,51 @@ fn several_sources_are_one_order_for_all_consumers_live_or_behind() {
     feeders
         .into_iter()
         .for_each(|feeder| feeder.join().unwrap());
+    assert_conserved(&hub.stop().status);
+}
+
+#[test]
+fn what_a_halted_consumer_did_not_settle_waits_for_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mended = Arc::new(AtomicBool::new(false));
+    let (sender, seen) = unbounded();
+    let halting = || {
+        let (mended, sender) = (mended.clone(), sender.clone());
+        kind("halting", move |message| {
+            if number(message) == 50 && !mended.load(Ordering::SeqCst) {
+                return Err(Failure::halt("the licence has run out"));
+            }
+            sender.send(number(message))?;
+            Ok(())
+        })
+    };
+    // The stop does not wait for a consumer that delivers nothing.
+    let toml = "hub.stop_deadline = '1h'\n\
+                [consumers.halting]\ntopics = ''\nqueue.messages = 8\n[consumers.null]\ntopics = ''";
+    let (feed, hub) = kept(dir.path(), toml, [halting()]);
+    send(&feed, "t", 0..1000);
+    eventually("all there", || consumer(&hub, "null").consumed == 1000);
+    eventually("halted", || {
+        consumer(&hub, "halting").state == State::Halted
+    });
+    let it = consumer(&hub, "halting");
+    assert_eq!((it.consumed, it.queue_messages), (50, 950));
+    let stopped = hub.stop();
+    assert_eq!(stopped.stuck, [""; 0]);
+    assert_conserved(&stopped.status);
+    let it = stopped
+        .status
+        .consumers
+        .iter()
+        .find(|c| c.name == "halting")
+        .unwrap();
+    assert_eq!((it.dropped.total(), it.queue_messages), (0, 950));
+
+    mended.store(true, Ordering::SeqCst);
+    let (_feed, hub) = kept(dir.path(), toml, [halting()]);
+    let all: Vec<u64> = (0..1000)
+        .map(|_| seen.recv_timeout(PATIENCE).unwrap())
+        .collect();
+    assert_eq!(all, (0..1000).collect::<Vec<_>>());
     assert_conserved(&hub.stop().status);
 }
