@@ -275,11 +275,13 @@ impl Starting {
             false => None,
         };
         let mut lanes: HashMap<&str, Arc<Mutex<()>>> = HashMap::new();
+        let alone: Arc<Mutex<()>> = Arc::default();
         let mut consumers = Vec::new();
         for consumer in &config.consumers {
             let lane = (consumer.settings.lane.as_deref())
                 .map(|lane| lanes.entry(lane).or_default().clone());
-            let workers = Workers::build(consumer, &config.hub, &publisher, lane, &mut kept)?;
+            let workers =
+                Workers::build(consumer, &config.hub, &publisher, lane, &alone, &mut kept)?;
             consumers.push(workers);
         }
         let queues: Vec<(String, Arc<Queue>)> = (consumers.iter())
@@ -646,6 +648,7 @@ impl<'c> Workers<'c> {
         hub: &config::Hub,
         publisher: &Publisher,
         lane: Option<Arc<Mutex<()>>>,
+        alone: &Arc<Mutex<()>>,
         kept: &mut Option<Kept>,
     ) -> Result<Self, String> {
         let settings = &config.settings;
@@ -691,6 +694,7 @@ impl<'c> Workers<'c> {
                 usize::MAX
             },
             lane,
+            alone: alone.clone(),
             build,
             dead_letters: kept.as_ref().map(|kept| kept.dead_letters.clone()),
         });

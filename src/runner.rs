@@ -11,6 +11,8 @@
 //! 7. a message is set aside, durably against the end of the process, before it counts as settled
 //! 8. after an unclean stop, what is delivered is noted first, so that a message that ends the
 //!    process is set aside after its attempts (`journal::Suspects`)
+//! 9. messages under that suspicion are delivered one at a time in the whole hub, so that a further
+//!    end of the process counts against one of them and not against all that were at work
 //!
 //! Left to others: what is in the queue (`queue`), when to stop (`hub`).
 
@@ -41,6 +43,9 @@ use rate::Bucket;
 const CHEAP: Duration = Duration::from_micros(20);
 const SAMPLE: u32 = 128;
 const TICK: Duration = Duration::from_secs(1);
+/// A delivery under suspicion that takes longer than this does not keep others waiting: it may be
+/// stuck, and what ends the process seldom takes so long.
+const ALONE: Duration = Duration::from_secs(10);
 /// Dead letters that are read at a time to be delivered again.
 const LETTERS: usize = 64;
 
@@ -114,6 +119,8 @@ pub struct Settings {
     pub(crate) batch_limit: usize,
     /// What consumers of the same lane share.
     pub lane: Option<Arc<Mutex<()>>>,
+    /// Held while a message is delivered that may have ended the process; shared by all of the hub.
+    pub(crate) alone: Arc<Mutex<()>>,
     /// Makes an instance.
     pub build: Build,
     /// Where messages are set aside; without it they are dropped.
@@ -365,8 +372,7 @@ impl<'h> Runner<'h> {
             }
         }
         loop {
-            self.beware(batch, trouble.attempts + 1);
-            let Some(delivery) = self.deliver(batch) else {
+            let Some(delivery) = self.deliver(batch, trouble.attempts + 1) else {
                 return Err(0);
             };
             let (verdict, cause, crashed) = match delivery {
@@ -580,6 +586,12 @@ impl<'h> Runner<'h> {
         }
     }
 
+    /// Whether a message may be what ended the process.
+    fn is_suspect(&self, message: &Message) -> bool {
+        let careful = self.careful.as_ref().filter(|_| self.letter.is_none());
+        careful.is_some_and(|careful| careful.of(message).is_some())
+    }
+
     /// Whether a message was set aside before the process ended without a stop.
     fn is_set_aside(&self, message: &Message) -> bool {
         let key = (message.seq(), message.received_ns());
@@ -637,7 +649,7 @@ impl<'h> Runner<'h> {
     }
 
     /// One delivery; none when the worker has to end instead.
-    fn deliver(&mut self, batch: &[Message]) -> Option<Delivery> {
+    fn deliver(&mut self, batch: &[Message], attempt: u32) -> Option<Delivery> {
         let worker = self.worker;
         let head_ns = batch[0].received_ns();
         if self.settings.rate.is_some() {
@@ -656,9 +668,18 @@ impl<'h> Runner<'h> {
             }
             None => None,
         };
+        let suspect = self.is_suspect(&batch[0]);
+        let alone = match suspect {
+            true => {
+                worker.hold(head_ns, 0);
+                self.enter_for(&settings.alone, ALONE)
+            }
+            false => None,
+        };
         if self.ends_now() {
             return None;
         }
+        self.beware(batch, attempt);
         worker.hold(head_ns, batch.len());
         worker.state(State::Working);
         let consumer = self.consumer.as_deref_mut()?;
@@ -677,6 +698,13 @@ impl<'h> Runner<'h> {
             self.untimed = if time < CHEAP { 0 } else { SAMPLE };
             delivery
         };
+        if let Some(careful) = self.careful.as_mut().filter(|_| suspect) {
+            // Before another one is delivered, or its end would count against this one too.
+            let _ = careful.slot.clear();
+        }
+        if let Some(alone) = alone {
+            MutexGuard::unlock_fair(alone);
+        }
         if let Some(lane) = lane {
             // To whoever waits for it, in turn: an ordinary unlock lets this thread take it again.
             MutexGuard::unlock_fair(lane);
@@ -711,7 +739,13 @@ impl<'h> Runner<'h> {
         }
     }
 
+    /// Waits for a lane; none when the worker has to end instead.
     fn enter<'l>(&self, lane: &'l Mutex<()>) -> Option<MutexGuard<'l, ()>> {
+        self.enter_for(lane, Duration::MAX)
+    }
+
+    /// Waits for a lane, so long at most.
+    fn enter_for<'l>(&self, lane: &'l Mutex<()>, most: Duration) -> Option<MutexGuard<'l, ()>> {
         if let Some(guard) = lane.try_lock() {
             return Some(guard);
         }
@@ -720,7 +754,8 @@ impl<'h> Runner<'h> {
         loop {
             // Wakes up now and then to see the deadline: the one inside may be stuck.
             let guard = lane.try_lock_for(Duration::from_millis(100));
-            if guard.is_some() || self.stop.deadline.is_raised() {
+            let ends = self.stop.deadline.is_raised() || begin.elapsed() >= most;
+            if guard.is_some() || ends {
                 self.worker.lane_waited(begin.elapsed());
                 return guard;
             }

@@ -138,6 +138,7 @@ impl Consumer for Witness {
     }
 
     fn consume_batch(&mut self, batch: &[Message]) -> Result {
+        std::thread::sleep(self.settings.pause);
         let mut bytes = Vec::with_capacity(batch.len() * RECORD);
         for message in batch {
             if message.json()?["kills"] == true {
@@ -145,7 +146,6 @@ impl Consumer for Witness {
             }
             bytes.extend_from_slice(&Record::of(message, self.run)?.encode());
         }
-        std::thread::sleep(self.settings.pause);
         if self.file.is_none() {
             let opened = File::options().append(true).create(true).open(&self.path);
             self.file = Some(opened?);
