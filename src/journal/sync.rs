@@ -12,9 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::append::named;
 use super::segment::Segment;
-use super::{Fault, Journal, Sync};
+use super::{Fault, Journal, Sync, named};
 
 /// What the sync thread is asked for.
 #[derive(Default)]
@@ -140,6 +139,7 @@ impl Journal {
             self.counters.synced(started.elapsed());
             match result {
                 Ok(()) => synced.push((segment, closed, upto)),
+                Err(_) if !self.log.read().has(segment) => {} // removed meanwhile
                 Err(error) => self.give_up(segment, &error, &mut failed),
             }
         }
