@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::segment::Segment;
+use super::settings::SYNC_MAX;
 use super::{Fault, Journal, Sync, named};
 
 /// What the sync thread is asked for.
@@ -55,7 +56,7 @@ impl Journal {
             match self.sync {
                 Sync::EachBatch if dirty => return true,
                 Sync::Every(time) if dirty => {
-                    let due = *due.get_or_insert_with(|| Instant::now() + time);
+                    let due = *due.get_or_insert_with(|| Instant::now() + time.min(SYNC_MAX));
                     if self.wake.wait_until(&mut pulse, due).timed_out() {
                         return !pulse.stop;
                     }
