@@ -621,6 +621,7 @@ impl Kept {
             return Ok((0..workers).map(|_| None).collect());
         }
         let until = self.journal.end();
+        self.suspects.forget_below(consumer, position);
         let set_aside = Arc::new(self.dead_letters.known(consumer, position..until)?);
         let careful = |_| {
             Some(Careful {

@@ -303,7 +303,10 @@ impl<'h> Runner<'h> {
             }
             let (batch, after) = left.split_at(self.batch_len(left));
             match self.settle(batch) {
-                Ok(()) => left = after,
+                Ok(()) => {
+                    self.forget(&batch[0]);
+                    left = after;
+                }
                 // A batch that was taken apart may have been settled in part.
                 Err(settled) => {
                     self.leave(&left[settled..]);
@@ -629,6 +632,15 @@ impl<'h> Runner<'h> {
         }
         if batch[0].seq() >= careful.until {
             self.careful = None;
+        }
+    }
+
+    /// What may have ended the process and is settled is under no suspicion any more.
+    fn forget(&mut self, message: &Message) {
+        if self.is_suspect(message)
+            && let Some(careful) = &mut self.careful
+        {
+            careful.slot.forget(message.seq());
         }
     }
 
