@@ -47,7 +47,7 @@ pub enum Order {
 }
 
 impl Role {
-    fn wants(&self, message: &Record) -> bool {
+    pub fn wants(&self, message: &Record) -> bool {
         topic(message.number).starts_with(self.topics)
     }
 }
@@ -115,11 +115,6 @@ impl Scene {
 
     pub fn path(&self) -> &Path {
         self.dir.path()
-    }
-
-    /// How often the hub was started.
-    pub fn starts(&self) -> u32 {
-        self.starts
     }
 
     /// A publisher to which every hub of this scene connects.
