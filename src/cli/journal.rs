@@ -59,8 +59,8 @@ impl Command {
         match report.is_sound() {
             true => Ok(()),
             false => Err(Failure::run(
-                "the journal is damaged; the hub starts all the same, delivers what can be read, \
-                 and counts the rest as dropped{reason=\"corrupt\"}",
+                "not all of the journal is sound; messages that can't be read are counted as \
+                 dropped{reason=\"corrupt\"} when the hub comes to them",
             )),
         }
     }
@@ -81,9 +81,10 @@ fn describe(report: &Report) -> String {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let _ = writeln!(
         out,
-        "{} messages in {} segments, {:.1} MiB; the next gets sequence number {}",
+        "{} messages in {} segment{}, {:.1} MiB; the next gets sequence number {}",
         report.messages,
         report.segments.len(),
+        if report.segments.len() == 1 { "" } else { "s" },
         mib(report.bytes),
         report.end
     );

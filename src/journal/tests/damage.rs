@@ -44,9 +44,9 @@ fn a_flip_of_any_byte_never_gives_a_wrong_message_and_loses_none_silently() {
         .map(|path| (path.clone(), std::fs::read(path).unwrap()))
         .collect();
     for (path, bytes) in &files {
-        for place in 0..bytes.len() {
+        for (place, byte) in bytes.iter().enumerate() {
             for bit in [0, 7] {
-                flip(path, place, bytes[place] ^ (1 << bit));
+                flip(path, place, byte ^ (1 << bit));
                 // By a hub that runs, then by one that starts.
                 let shown = format!("{} at {place}", path.display());
                 let running = all(&lab.journal, 1);
@@ -74,7 +74,7 @@ fn a_flip_of_any_byte_never_gives_a_wrong_message_and_loses_none_silently() {
                 again.reopen(1);
                 let truncated = again.recovered.truncated_bytes;
                 assert_eq!(truncated, 0, "{shown}");
-                flip(path, place, bytes[place]);
+                flip(path, place, *byte);
             }
         }
     }
