@@ -31,7 +31,7 @@ use tracing::{debug, error, info, warn};
 use weir_consumer::settings::{Mistake, duration};
 use weir_consumer::{Consumer, Delivery, Failure, Message, Verdict, deliver, tick};
 
-use crate::dead_letters::{self, Cause, DeadLetters, Letter};
+use crate::dead_letters::{self, Cause, DeadLetters, Filter, Letter};
 use crate::journal::{Slot, Suspect};
 use crate::lifecycle::Stop;
 use crate::queue::{Piece, Queue, Taken, Taker};
@@ -569,6 +569,16 @@ impl<'h> Runner<'h> {
         if self.queue.stats().is_paused() && !self.await_steering(&message) {
             return Next::End;
         }
+        if let Some(store) = &self.settings.dead_letters
+            && let Err(why) = store.delivering(letter.id)
+        {
+            let (consumer, letter) = (&self.settings.name, letter.id);
+            warn!(
+                consumer,
+                letter, why, "this dead letter is not delivered again now"
+            );
+            return Next::GoOn;
+        }
         self.queue.receive_letter(&message, now_ns());
         self.letter = Some(letter.id);
         let outcome = self.settle(std::slice::from_ref(&message));
@@ -576,7 +586,20 @@ impl<'h> Runner<'h> {
         match outcome {
             Ok(()) => self.tick_if_due(),
             Err(_) => {
-                // It stays requeued, and is delivered after the next start.
+                // It is delivered after the next start.
+                let one = Filter {
+                    ids: vec![letter.id],
+                    ..Filter::default()
+                };
+                if let Some(store) = &self.settings.dead_letters
+                    && let Err(why) = store.requeue(&one)
+                {
+                    let (consumer, letter) = (&self.settings.name, letter.id);
+                    warn!(
+                        consumer,
+                        letter, why, "this dead letter has to be requeued once more"
+                    );
+                }
                 self.worker.hold(message.received_ns(), 0);
                 if self.queue.stats().is_halted() {
                     self.worker.state(State::Halted);

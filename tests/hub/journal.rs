@@ -241,7 +241,8 @@ fn a_replay_brings_settled_messages_again_and_says_so() {
     slow.permit(60);
     assert_eq!(slow.take(60), fresh(0..60));
     eventually("settled", || consumer(&hub, "slow").consumed == 60);
-    // The 61st is in hand; sequence numbers begin with 1.
+    // Sequence numbers begin with 1.
+    eventually("the 61st in hand", || consumer(&hub, "slow").in_flight == 1);
     let from = From::Sequence(41);
     let outcome = hub.act(&replay("slow", from), "test").unwrap();
     assert!(
@@ -337,6 +338,7 @@ fn a_skip_drops_what_waits_and_counts_it() {
         consumer: "slow".into(),
         older_than_seconds,
     };
+    eventually("in hand", || consumer(&hub, "slow").in_flight == 1);
     hub.act(&skip(Some(3600.0)), "test").unwrap(); // nothing is so old
     hub.act(&skip(None), "test").unwrap();
     send(&feed, "t", 1000..1010);
