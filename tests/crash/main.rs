@@ -39,6 +39,7 @@ fn main() -> ExitCode {
     let trials = trials![
         rounds::fifty_rounds_of_kill_9,
         rounds::rounds_of_kill_9_when_each_batch_is_synced,
+        rounds::the_cursors_follow_what_is_settled,
         rounds::a_hub_that_dies_soon_after_each_start_gets_on,
         fatal::a_message_that_kills_the_process_is_set_aside,
         fatal::in_a_batch_it_is_found_and_the_others_are_delivered,

@@ -1,6 +1,6 @@
 //! SIGKILL at random moments, from before the hub is up to long after, and started again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,30 +64,44 @@ pub fn rounds_of_kill_9_when_each_batch_is_synced() {
     );
 }
 
-/// However long the interval of the cursors is.
-pub fn a_hub_that_dies_soon_after_each_start_gets_on() {
-    let slow = Role {
-        name: "slow",
-        topics: "",
-        order: Order::Intake,
-        batch: 1,
-        settings: "pause = '2ms'",
-    };
+const ALONE: Role = Role {
+    name: "slow",
+    topics: "",
+    order: Order::Intake,
+    batch: 1,
+    settings: "pause = '2ms'",
+};
+
+pub fn the_cursors_follow_what_is_settled() {
     let mut scene = Scene::new();
     let mut publisher = scene.publisher();
-    scene.configure("journal.cursors = '1h'", [&slow]);
+    scene.configure("journal.cursors = '50ms'", [&ALONE]);
+    let _hub = scene.start();
+    let mut cursors = BTreeSet::new();
+    eventually("twenty different cursors", || {
+        publisher.try_send();
+        cursors.insert(scene.cursors().remove(ALONE.name));
+        cursors.len() >= 20
+    });
+}
+
+/// However long the interval of the cursors is.
+pub fn a_hub_that_dies_soon_after_each_start_gets_on() {
+    let mut scene = Scene::new();
+    let mut publisher = scene.publisher();
+    scene.configure("journal.cursors = '1h'", [&ALONE]);
     let mut hub = scene.start();
     (0..300).for_each(|_| publisher.send(false));
     eventually("taken in", || hub.status()["journal"]["end"] == 301);
     hub.kill();
-    let cursor = |scene: &Scene| scene.cursors().remove(slow.name);
+    let cursor = |scene: &Scene| scene.cursors().remove(ALONE.name);
     while cursor(&scene) < Some(301) {
         let before = cursor(&scene);
         let hub = scene.start();
         eventually("the cursor moves", || cursor(&scene) > before);
         hub.kill();
     }
-    scene.check(&slow, &scene.journal());
+    scene.check(&ALONE, &scene.journal());
 }
 
 /// Messages all the time, in bursts.
