@@ -59,7 +59,8 @@ impl Fill {
 
     fn feed(&self, hub: &Hub, feed: &Feed) -> Result {
         self::feed(feed, self.messages, self.size)?;
-        await_all(hub, 0..self.consumers, self.messages, |shot| shot.received)
+        await_all(hub, 0..self.consumers, self.messages, |shot| shot.received)?;
+        settle(hub)
     }
 }
 
@@ -81,6 +82,14 @@ pub(crate) fn feed(feed: &Feed, messages: u64, size: usize) -> Result {
             .map_err(|_| "hub: its source has gone")?;
     }
     Ok(())
+}
+
+/// Leaves nothing to be written back while something else is measured.
+pub(crate) fn settle(hub: &Hub) -> Result {
+    match &hub.figures().journal {
+        Some(journal) => journal.sync_now(),
+        None => Ok(()),
+    }
 }
 
 /// Says that it is ready; when it is told to, its consumers catch up. Answers the seconds it took
@@ -115,9 +124,6 @@ pub(crate) fn fill(fill: &Fill) -> Result {
         hub.act(&Action::Pause { consumer }, "bench")?;
     }
     fill.feed(&hub, &feed)?;
-    if let Some(journal) = &hub.figures().journal {
-        journal.sync_now()?; // nothing of it is left to write back while others are measured
-    }
     say(&"ready");
     hear_go();
     match hub.stop() {
@@ -170,7 +176,7 @@ pub(crate) struct Memories {
 }
 
 /// Says when it is ready, and when it has been warmed up.
-pub(crate) fn wait(role: &Waiting) -> Result<Memories> {
+pub(crate) fn backlog(role: &Waiting) -> Result<Memories> {
     let backend = format!(
         "[[backend]]\nconnect = ['{}', '{}']\nreceive_hwm = {RECEIVE_HWM}\n",
         role.warm_endpoint, role.endpoint
@@ -192,7 +198,12 @@ pub(crate) fn wait(role: &Waiting) -> Result<Memories> {
     await_all(&hub, all, messages, |shot| shot.consumed)?;
     let seconds = begin.elapsed().as_secs_f64();
     let after = Usage::now()?.rss_bytes;
-    hub.stop();
+    let status = hub.stop().status;
+    if (status.consumers.iter()).any(|consumer| consumer.consumed != messages) {
+        return Err(format!(
+            "backlog: not each consumer consumed {messages}: {status:?}"
+        ));
+    }
     Ok(Memories {
         idle,
         full,
@@ -371,33 +382,32 @@ impl Bench {
     pub(crate) fn journal(&mut self) {
         let size = SIZES[0];
         let load = Load {
-            messages: self.messages(1_500_000),
+            messages: self.messages(3_000_000),
             size,
             rate: None,
         };
         // First with room for everything, so that the journal is all that differs; then with the
         // queues that a hub has by default, where a consumer may fall behind and read the journal.
-        for (bounded, words) in [(None, ""), (Some("--bounded"), ", bounded")] {
-            for consumers in CONSUMERS {
-                let words = format!("{size} bytes, consumers: {consumers}{words}");
-                let number = consumers.to_string();
-                let consumers = ["--consumers", &*number];
-                let on = [&consumers[..], bounded.as_slice()].concat();
-                let pairs = self.turns(
-                    &format!("journal, {words}"),
-                    || run(load, &[&["hub"], &consumers[..]].concat()),
-                    || self.run_kept(load, &on),
-                );
-                let what = format!("messages/s, {words}");
-                self.push(&what, ["off", "journal"], pairs, |pairs| {
-                    let rate = Row::paired(what.clone(), 0, pairs, |r| r.messages_per_second);
-                    let cpu = format!("CPU us/message, {words}");
-                    vec![
-                        rate.at_least(0.7),
-                        Row::paired(cpu, 3, pairs, |run| run.cpu_us_per_message),
-                    ]
-                });
-            }
+        for (consumers, bounded) in [(1, None), (4, None), (4, Some("--bounded"))] {
+            let bound = bounded.map_or("", |_| ", bounded");
+            let words = format!("{size} bytes, consumers: {consumers}{bound}");
+            let number = consumers.to_string();
+            let consumers = ["--consumers", &*number];
+            let on = [&consumers[..], bounded.as_slice()].concat();
+            let pairs = self.turns(
+                &format!("journal, {words}"),
+                || run(load, &[&["hub"], &consumers[..]].concat()),
+                || self.run_kept(load, &on),
+            );
+            let what = format!("messages/s, {words}");
+            self.push(&what, ["off", "journal"], pairs, |pairs| {
+                let rate = Row::paired(what.clone(), 0, pairs, |r| r.messages_per_second);
+                let cpu = format!("CPU us/message, {words}");
+                vec![
+                    rate.at_least(0.7),
+                    Row::paired(cpu, 3, pairs, |run| run.cpu_us_per_message),
+                ]
+            });
         }
     }
 
@@ -503,7 +513,7 @@ impl Bench {
 
     pub(crate) fn append(&mut self) {
         let columns = ["sync 50ms", "sync 1s"];
-        let seconds = if self.quick { 1 } else { 8 };
+        let seconds = if self.quick { 1 } else { 6 };
         let one = |sync_ms| {
             let dir = self.fresh()?;
             let arguments = [("sync-ms", sync_ms), ("seconds", seconds)];

@@ -191,7 +191,7 @@ fn main() -> ExitCode {
         Some(Role::CatchUp(fill)) => say(&kept::catch_up(fill)),
         Some(Role::Fill(fill)) => say(&kept::fill(fill)),
         Some(Role::Open(fill)) => say(&kept::open(fill)),
-        Some(Role::Backlog(waiting)) => say(&kept::wait(waiting)),
+        Some(Role::Backlog(waiting)) => say(&kept::backlog(waiting)),
         Some(Role::Append(append)) => say(&kept::append(append)),
         None => return report(&options),
     }
@@ -352,7 +352,7 @@ fn hub(role: &HubRole) -> Result<Received> {
     let queue = match (role.block, role.bounded) {
         (true, _) => r#"{ overflow = "block" }"#,
         (false, true) => "{}",
-        (false, false) => r#"{ messages = 2000000, bytes = "4GiB" }"#,
+        (false, false) => r#"{ messages = 5000000, bytes = "8GiB" }"#,
     };
     let data = match &role.journal {
         None => "[journal]\nenabled = false\n".into(),
@@ -385,6 +385,7 @@ fn hub(role: &HubRole) -> Result<Received> {
         await_all(&hub, watched.clone(), role.backlog, |shot| shot.consumed)?;
         let late = role.consumers..role.consumers + 1;
         await_all(&hub, late, role.backlog, |shot| shot.received)?;
+        kept::settle(&hub)?;
     }
     if role.let_go {
         std::thread::spawn(|| LET_GO.store(hear_go(), Ordering::Relaxed));
