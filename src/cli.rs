@@ -7,6 +7,7 @@ mod config;
 mod dead;
 mod demo;
 mod hub;
+mod journal;
 mod kinds;
 mod publish;
 mod steer;
@@ -36,6 +37,7 @@ Examples:
   weir demo --for 30s                                  see it work, without a configuration
   weir config sample > weir.toml                       begin a configuration
   weir hub --config weir.toml                          run a hub
+  weir dead list --config weir.toml                    what it has set aside, and why
   weir publish --config weir.toml org.example.a '{}'   send it a message"
 )]
 struct Cli {
@@ -68,6 +70,8 @@ enum Command {
     Replay(steer::Replay),
     #[command(subcommand)]
     Dead(dead::Command),
+    #[command(subcommand)]
+    Journal(journal::Command),
     #[command(subcommand)]
     Config(config::Command),
     Kinds(kinds::Kinds),
@@ -158,6 +162,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Publish(publish) => publish.run(&registry),
         Command::Tail(tail) => tail.run(&registry),
         Command::Dead(dead) => dead.run(&registry),
+        Command::Journal(journal) => journal.run(&registry),
         Command::Pause(pause) => pause.run(&registry),
         Command::Resume(resume) => resume.run(&registry),
         Command::Skip(skip) => skip.run(&registry),

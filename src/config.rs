@@ -724,7 +724,11 @@ pub fn show(settings: &Settings, registry: &Registry) -> String {
             );
         }
     }
-    for name in ["journal", "dead_letters", "publish", "statsd"] {
+    for name in ["journal", "dead_letters"] {
+        let given = settings.get(name).unwrap_or(&empty);
+        write(format!("[{name}]"), given, &section(name));
+    }
+    for name in ["publish", "statsd"] {
         if let Some(given) = settings.get(name) {
             let given = if name == "publish" {
                 with_lists(given)
@@ -998,6 +1002,7 @@ mod tests {
             assert_eq!(settings, again.settings);
         }
         assert!(shown.contains("# weir.toml:"), "{shown}");
+        assert!(shown.contains("on_error = \"memory\""), "{shown}");
         assert!(shown.contains("url = \"sqlite:x.db\""), "{shown}");
     }
 

@@ -79,7 +79,7 @@ impl Control {
             .enable_all()
             .build()
             .map_err(failed)?;
-        runtime.block_on(async {
+        let outcome = runtime.block_on(async {
             let open = Router::new()
                 .route("/status", get(status))
                 .with_state(figures);
@@ -99,10 +99,12 @@ impl Control {
                     .into_make_service_with_connect_info::<Peer>();
                 tokio::spawn(async move { axum::serve(listener, app).await });
             }
-            // Dropping the runtime then cuts whoever is still connected: a stop is bounded.
             let _ = self.quit.await;
             Ok(())
-        })
+        });
+        // This cuts whoever is still connected, and waits for nothing: a stop is bounded.
+        runtime.shutdown_background();
+        outcome
     }
 }
 

@@ -23,7 +23,7 @@ pub struct DataDir {
 pub enum Refused {
     /// Another process works on it: its number, if it can be told.
     Taken(Option<u32>),
-    /// Something else: what, and what to do about it.
+    /// Something else.
     Unusable(String),
 }
 
@@ -34,11 +34,7 @@ impl DataDir {
     /// When another process has it, or the disk says no.
     pub fn open(path: &Path) -> Result<Self, Refused> {
         let unusable = |what: &str, error: std::io::Error| {
-            Refused::Unusable(format!(
-                "can't {what} {}: {error}; give hub.data_dir a directory that this user may write, \
-                 or keep everything in memory with journal.enabled = false",
-                path.display()
-            ))
+            Refused::Unusable(format!("can't {what} {}: {error}", path.display()))
         };
         fs::create_dir_all(path).map_err(|error| unusable("make the directory", error))?;
         let mut lock = File::options()
@@ -73,10 +69,13 @@ impl DataDir {
 }
 
 impl Refused {
-    /// The same as a text, for who has nothing to do but to say so.
+    /// The same for whoever starts a hub, with what to do about it.
     pub fn explain(self, path: &Path) -> String {
         match self {
-            Refused::Unusable(text) => text,
+            Refused::Unusable(text) => format!(
+                "{text}; give hub.data_dir a directory that this user may write, or keep everything \
+                 in memory with journal.enabled = false"
+            ),
             Refused::Taken(pid) => format!(
                 "{} is in use by another hub{}; stop that one, or give this one a hub.data_dir of \
                  its own",
@@ -120,9 +119,11 @@ mod tests {
     fn a_directory_that_can_not_be_made_says_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
-        let Err(Refused::Unusable(text)) = DataDir::open(&dir.path().join("file/data")) else {
+        let path = dir.path().join("file/data");
+        let Err(refused) = DataDir::open(&path) else {
             panic!("below a file");
         };
+        let text = refused.explain(&path);
         assert!(text.contains("hub.data_dir"), "{text}");
     }
 }

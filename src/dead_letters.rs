@@ -22,7 +22,8 @@
 //! `user_version` the version of the schema.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -762,6 +763,26 @@ impl DeadLetters {
     ) -> Result<Vec<Letter>, String> {
         let consumer = consumer.to_owned().into();
         self.page("requeued AND consumer = ?", vec![consumer], after, limit)
+    }
+
+    /// For the hub after an unclean stop: which messages of this consumer in this range of sequence
+    /// numbers were set aside, as sequence numbers and times of intake.
+    ///
+    /// # Errors
+    /// Why the file could not be read.
+    pub fn known(&self, consumer: &str, range: Range<u64>) -> Result<HashSet<(u64, u64)>, String> {
+        let sql =
+            "SELECT seq, received_ns FROM letters WHERE consumer = ? AND seq >= ? AND seq < ?";
+        // SQLite counts up to i64::MAX, and so do sequence numbers.
+        let end = i64::try_from(range.end).unwrap_or(i64::MAX);
+        let start = i64::try_from(range.start).unwrap_or(i64::MAX);
+        self.query(|connection| {
+            let mut query = connection.prepare_cached(sql)?;
+            let rows = query.query_map(params![consumer, start, end], |row| {
+                Ok((number(row, "seq")?, number(row, "received_ns")?))
+            })?;
+            rows.collect()
+        })
     }
 
     /// A letter that was delivered again is done with: it is deleted, if it is still there.

@@ -181,7 +181,11 @@ impl Enqueuer {
             };
             let all = self.batch.numbered(received_ns, first);
             self.batch.push_to(&self.queues, &all, journaled);
-            return appender.publish(&all);
+            return match journaled {
+                true => appender.publish(&all),
+                // Kept for readers, they would come to who has already counted them as dropped.
+                false => drop(appender),
+            };
         }
     }
 }

@@ -532,6 +532,17 @@ impl Kept {
         for note in &recovered.notes {
             warn!(note);
         }
+        let log_end = recovered.messages_end;
+        if log_end < next {
+            let (from, to) = (log_end, next - 1);
+            warn!(
+                from,
+                to,
+                "these sequence numbers were given out and are not in the journal: not synced when \
+                 the power failed, or never written because the disk was full or broken; messages \
+                 may have been lost"
+            );
+        }
         if unclean {
             info!("the hub did not stop in order the last time; some messages may come twice");
         }
@@ -552,7 +563,7 @@ impl Kept {
     fn start(&self, consumer: &config::Consumer) -> Result<queue::Start, String> {
         let (begin, end) = (self.journal.begin(), self.journal.end());
         let known = self.cursors.consumers.get(&consumer.name).cloned();
-        let mut cursor = known.unwrap_or_else(|| Cursor {
+        let mut cursor = known.unwrap_or(Cursor {
             position: match consumer.settings.start {
                 config::Start::Head => end,
                 config::Start::Earliest => begin,
@@ -597,12 +608,27 @@ impl Kept {
         })
     }
 
-    fn careful(&self, consumer: &str) -> Option<Careful> {
-        self.unclean.then(|| Careful {
-            suspects: self.suspects.of(consumer),
-            until: self.journal.end(),
-            slot: self.suspects.slot(consumer),
-        })
+    /// How each of the workers of a consumer is to be careful, from this position on.
+    fn careful(
+        &self,
+        consumer: &str,
+        position: u64,
+        workers: usize,
+    ) -> Result<Vec<Option<Careful>>, String> {
+        if !self.unclean {
+            return Ok((0..workers).map(|_| None).collect());
+        }
+        let until = self.journal.end();
+        let set_aside = Arc::new(self.dead_letters.known(consumer, position..until)?);
+        let careful = |_| {
+            Some(Careful {
+                suspects: self.suspects.of(consumer),
+                until,
+                set_aside: set_aside.clone(),
+                slot: self.suspects.slot(consumer),
+            })
+        };
+        Ok((0..workers).map(careful).collect())
     }
 }
 
@@ -642,7 +668,7 @@ impl<'c> Workers<'c> {
             if durable {
                 let (name, journal) = (&config.name, kept.journal.clone());
                 queue = queue.with_journal(name, journal, settings.prefixes(), &start);
-                careful.extend(consumers.iter().map(|_| kept.careful(name)));
+                careful = kept.careful(name, start.cursor.position, consumers.len())?;
             }
             let waiting = kept.dead_letters.summary();
             if waiting

@@ -120,6 +120,10 @@ impl Log {
         self.segments.back().map_or(self.floor, |last| last.end())
     }
 
+    fn has(&self, segment: &Arc<Segment>) -> bool {
+        (self.segments.iter()).any(|other| Arc::ptr_eq(other, segment))
+    }
+
     /// The segment that has this message.
     fn at(&self, seq: u64) -> Option<&Arc<Segment>> {
         let next = self.segments.partition_point(|s| s.base <= seq);
@@ -307,12 +311,13 @@ impl Journal {
                 let path = segment.path.clone();
                 log.segments.push_front(segment);
                 log.floor = floor;
-                Err(append::named("remove", &path, error))
+                Err(named("remove", &path, error))
             }
             _ => {
                 self.counters.removed_segments.add(1);
-                (self.disk.sync_dir(&self.dir))
-                    .map_err(|error| append::named("sync", &self.dir, error))
+                // One that comes back after a power failure is only removed again.
+                let _ = self.disk.sync_dir(&self.dir);
+                Ok(())
             }
         }
     }
@@ -408,6 +413,12 @@ fn make(dir: &Path, disk: &dyn Disk) -> io::Result<()> {
         Some(parent) if parent != Path::new("") => disk.sync_dir(parent),
         _ => disk.sync_dir(Path::new(".")),
     }
+}
+
+/// The error with the file and what was done to it.
+fn named(what: &str, path: &Path, error: io::Error) -> io::Error {
+    let text = format!("can't {what} {}: {error}", path.display());
+    io::Error::new(error.kind(), text)
 }
 
 /// One segment, for those who decide what is kept.

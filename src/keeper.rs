@@ -23,6 +23,8 @@ const WARN_AT: f64 = 0.8;
 /// Cursors of consumers say when they were last configured, to the hour.
 const HOUR_NS: u64 = 3_600_000_000_000;
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
+/// The bounds of the journal are looked at so often at least.
+const RETAIN_EVERY: Duration = Duration::from_secs(5);
 /// Segments that are removed at a time when the disk is full.
 const RECLAIM: usize = 4;
 
@@ -115,25 +117,39 @@ impl Keeper {
         let mut failing = None;
         let mut warned = vec![false; self.queues.len()];
         let mut expire_due = Instant::now();
+        let mut save_due = Instant::now();
+        let mut expired = 0;
         loop {
-            let outcome = self.save(false);
-            match (&outcome, &failing) {
-                (Err(why), None) => error!(why, "what is settled now comes again after a crash"),
-                (Ok(()), Some(_)) => info!("the cursors can be written again"),
-                _ => {}
+            if Instant::now() >= save_due {
+                save_due = Instant::now() + self.settings.cursors;
+                let outcome = self.save(false);
+                match (&outcome, &failing) {
+                    (Err(why), None) => {
+                        error!(why, "what is settled now comes again after a crash");
+                    }
+                    (Ok(()), Some(_)) => info!("the cursors can be written again"),
+                    _ => {}
+                }
+                failing = outcome.err();
             }
-            failing = outcome.err();
             self.retain();
             self.measure(&mut warned);
             if Instant::now() >= expire_due {
                 expire_due = Instant::now() + EXPIRE_EVERY;
-                match self.dead_letters.expire(now_ns()) {
-                    Ok(0) => {}
-                    Ok(letters) => warn!(letters, "dead letters have passed their age: deleted"),
-                    Err(why) => warn!(why, "can't delete old dead letters"),
+                if let Err(why) = self.dead_letters.expire(now_ns()) {
+                    warn!(why, "can't delete old dead letters");
                 }
             }
-            if stop.sleep(self.settings.cursors) {
+            // By age just now, or by bytes when others were set aside.
+            let letters = self.dead_letters.expired() - expired;
+            if letters > 0 {
+                expired += letters;
+                warn!(
+                    letters,
+                    "dead letters deleted: dead_letters.keep allows no more"
+                );
+            }
+            if stop.sleep(self.settings.cursors.min(RETAIN_EVERY)) {
                 return;
             }
         }

@@ -153,6 +153,8 @@ pub struct Status {
     pub sources: Vec<SourceStatus>,
     /// Its journal, if it has one.
     pub journal: Option<journal::Snapshot>,
+    /// Dead letters that were deleted because `dead_letters.keep` allows no more.
+    pub dead_letters_expired: u64,
     /// Its consumers.
     pub consumers: Vec<ConsumerStatus>,
     /// Its producers.
@@ -231,8 +233,8 @@ pub struct ProducerStatus {
 impl Figures {
     /// All figures at this moment.
     pub fn status(&self) -> Status {
-        let letters = self.dead_letters.as_ref().map(|letters| letters.summary());
-        let letters = letters.unwrap_or_default();
+        let store = self.dead_letters.as_ref();
+        let letters = store.map(|store| store.summary()).unwrap_or_default();
         Status {
             hub: self.hub.clone(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
@@ -243,6 +245,7 @@ impl Figures {
                 })
                 .collect(),
             journal: self.journal.as_ref().map(|journal| journal.snapshot()),
+            dead_letters_expired: store.map_or(0, |store| store.expired()),
             consumers: (self.consumers.iter())
                 .map(|consumer| consumer.status(letters.get(&consumer.name)))
                 .collect(),

@@ -17,6 +17,7 @@
 pub(crate) mod keyed;
 pub mod rate;
 
+use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -125,6 +126,8 @@ pub(crate) struct Careful {
     pub(crate) suspects: Vec<Suspect>,
     /// From here on nothing was in flight.
     pub(crate) until: u64,
+    /// What is among the dead letters though its cursor may not have passed it.
+    pub(crate) set_aside: Arc<HashSet<(u64, u64)>>,
     /// Where this worker notes what it delivers.
     pub(crate) slot: Slot,
 }
@@ -281,6 +284,14 @@ impl<'h> Runner<'h> {
                 let how = Settled::Dropped(Reason::Skipped);
                 self.queue.settle(self.worker, how, skipped.0);
                 left = skipped.1;
+                continue;
+            }
+            if self.is_set_aside(first) {
+                // Once more would end the process once more, if that is why it is there.
+                let first = left.split_at(1);
+                self.queue
+                    .settle(self.worker, Settled::DeadLettered, first.0);
+                left = first.1;
                 continue;
             }
             let (batch, after) = left.split_at(self.batch_len(left));
@@ -569,13 +580,20 @@ impl<'h> Runner<'h> {
         }
     }
 
+    /// Whether a message was set aside before the process ended without a stop.
+    fn is_set_aside(&self, message: &Message) -> bool {
+        let key = (message.seq(), message.received_ns());
+        let careful = self.careful.as_ref().filter(|_| !message.replayed());
+        careful.is_some_and(|careful| careful.set_aside.contains(&key))
+    }
+
     /// How many of these messages to deliver at a time.
     fn batch_len(&self, messages: &[Message]) -> usize {
         let most = messages.len().min(self.batch_max);
         match &self.careful {
             // One by one, so that the suspicion falls on the one at fault.
             Some(careful) if most > 1 => (messages[..most].iter())
-                .position(|message| careful.of(message).is_some())
+                .position(|message| careful.of(message).is_some() || self.is_set_aside(message))
                 .map_or(most, |first| first.max(1)),
             _ => most,
         }

@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use tracing::{error, info};
 
 use super::{ConfigArgs, Failure, say};
-use crate::config::Config;
+use crate::config::{Config, Delivery};
 use crate::hub::{self, Stopped};
 use crate::monitor::ConsumerStatus;
 use crate::registry::Registry;
@@ -89,8 +89,9 @@ impl Hub {
             false => say(&ledger(&stopped)),
         }
         match died {
-            None => Ok(()),
             Some(died) => Err(Failure::run(died)),
+            None if !stopped.errors.is_empty() => Err(Failure::run(stopped.errors.join("; "))),
+            None => Ok(()),
         }
     }
 }
@@ -153,6 +154,11 @@ fn banner(config: &Config, hub: &hub::Hub) -> String {
     if let Some(http) = hub.http() {
         let _ = writeln!(out, "  status    http://{http}/status");
     }
+    if let Some(journal) = &hub.figures().journal {
+        let (shot, dir) = (journal.snapshot(), config.hub.data_dir.display());
+        let kept = shot.end - shot.begin;
+        let _ = writeln!(out, "  journal   {dir}/journal, {kept} messages kept");
+    }
     if let Some(statsd) = &config.statsd {
         let _ = writeln!(
             out,
@@ -171,8 +177,13 @@ fn banner(config: &Config, hub: &hub::Hub) -> String {
             .map(|t| if t.is_empty() { "everything" } else { t })
             .collect();
         let _ = write!(about, " <- {}", topics.join(", "));
-        let overflow = settings.queue.overflow.as_str();
-        let _ = write!(about, "; room for {}, {overflow}", settings.queue.messages);
+        let _ = write!(about, "; room for {}", settings.queue.messages);
+        let durable = settings.delivery == Delivery::AtLeastOnce && config.journal.enabled;
+        let then = match durable {
+            true => "the journal",
+            false => settings.queue.overflow.as_str(),
+        };
+        let _ = write!(about, ", then {then}");
         if settings.workers > 1 {
             let _ = write!(about, "; {} workers", settings.workers);
         }
@@ -210,8 +221,8 @@ pub(super) fn ledger(stopped: &Stopped) -> String {
         .unwrap_or(0)
         .max(8);
     let mut out = format!(
-        "{:width$} {:>12} {:>12} {:>10} {:>10} {:>10}\n",
-        "consumer", "received", "consumed", "dropped", "waiting", "in flight"
+        "{:width$} {:>12} {:>12} {:>10} {:>12} {:>10} {:>10}\n",
+        "consumer", "received", "consumed", "dropped", "dead letters", "waiting", "in flight"
     );
     for consumer in consumers {
         let ConsumerStatus {
@@ -232,8 +243,9 @@ pub(super) fn ledger(stopped: &Stopped) -> String {
         };
         let _ = writeln!(
             out,
-            "{name:width$} {received:>12} {consumed:>12} {:>10} {:>10} {:>10}{reasons}",
+            "{name:width$} {received:>12} {consumed:>12} {:>10} {:>12} {:>10} {:>10}{reasons}",
             dropped.total(),
+            consumer.dead_lettered,
             consumer.waiting,
             consumer.in_flight
         );
@@ -273,6 +285,13 @@ pub(super) fn ledger(stopped: &Stopped) -> String {
             }
         }
     }
+    let waiting: u64 = consumers.iter().map(|c| c.queue_messages).sum();
+    if waiting > 0 && stopped.status.journal.is_some() {
+        notes.push(format!(
+            "{waiting} messages wait in the journal for the next start"
+        ));
+    }
+    notes.extend(stopped.errors.iter().cloned());
     for thread in &stopped.stuck {
         notes.push(format!(
             "thread {thread} did not return in time and was left behind"

@@ -81,6 +81,12 @@ impl DataArgs {
 impl Data {
     /// Does it, through the hub if one runs.
     pub(super) fn act(&self, action: &Action) -> Result<Outcome, Failure> {
+        if !self.journal.enabled {
+            return Err(Failure::usage(
+                "this hub keeps nothing on disk (journal.enabled = false in its configuration), \
+                 and can't be told anything",
+            ));
+        }
         match DataDir::open(&self.dir) {
             Ok(dir) => {
                 let by = format!("{} (stopped)", user());
@@ -88,7 +94,9 @@ impl Data {
                 steering::offline(&dir, settings, action, &by).map_err(Failure::run)
             }
             Err(Refused::Taken(_)) => ask(&data_dir::control(&self.dir), action),
-            Err(Refused::Unusable(text)) => Err(Failure::run(text)),
+            Err(Refused::Unusable(text)) => {
+                Err(Failure::run(format!("{text}; run this as the hub's user")))
+            }
         }
     }
 }

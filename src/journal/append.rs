@@ -12,7 +12,7 @@ use weir_consumer::Message;
 
 use super::frame::{self, Footer, Record, TABLE_BYTES, TABLE_ENTRY, TABLE_TOPICS, Tally};
 use super::segment::{DiskFile, Header, Segment, name};
-use super::{Fault, Journal};
+use super::{Fault, Journal, named};
 use crate::stats::now_ns;
 
 /// A larger batch becomes several frames, so that a reader need not take it into memory whole.
@@ -339,10 +339,4 @@ impl Topics {
         table.sort_unstable_by(|a, b| a.topic.cmp(&b.topic));
         Some(table)
     }
-}
-
-/// The error with the file and what was done to it.
-pub(super) fn named(what: &str, path: &std::path::Path, error: io::Error) -> io::Error {
-    let text = format!("can't {what} {}: {error}", path.display());
-    io::Error::new(error.kind(), text)
 }

@@ -410,7 +410,8 @@ mod tests {
 
         #[test]
         fn a_frame_is_valid_only_undamaged_and_in_its_place(
-            messages in batch(), place: usize, bit in 0..8_u8, base in 4..7_u64, offset in 999..1002_u64
+            messages in batch(), place: usize, bit in 0..8_u8,
+            base in 4..7_u64, offset in 999..1002_u64
         ) {
             let mut bytes = encoded(&messages, usize::MAX);
             prop_assert_eq!(decode(&bytes, base, offset).is_some(), (base, offset) == (5, 1000));
@@ -421,7 +422,8 @@ mod tests {
 
         #[test]
         fn no_bytes_make_the_decoder_panic(
-            mut bytes in proptest::collection::vec(any::<u8>(), 0..200), mend: bool, flags in 0..4_u16
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            mend: bool, flags in 0..4_u16
         ) {
             if mend && bytes.len() >= HEAD {
                 // Checksums that hold, over what makes no sense.
@@ -448,7 +450,9 @@ mod tests {
         #[test]
         fn a_footer_is_read_as_it_was_written(
             end: u64, times: (u64, u64),
-            table in proptest::option::of(proptest::collection::vec(("\\PC{0,9}", any::<(u64, u64)>()), 0..9))
+            table in proptest::option::of(
+                proptest::collection::vec(("\\PC{0,9}", any::<(u64, u64)>()), 0..9)
+            )
         ) {
             let tally = |(topic, (messages, bytes)): (String, (u64, u64))| Tally {
                 topic: topic.into(),

@@ -120,7 +120,8 @@ pub fn inspect(dir: &Path, check: bool) -> Result<Report, String> {
     // From the end, as recovery does it.
     let mut segments: Vec<(u64, SegmentReport)> = Vec::new();
     for (base, path) in listing.segments.iter().rev() {
-        let next = segments.last().map(|(_, next)| next.base);
+        let next = segments.iter().rev().find(|(_, next)| next.end > next.base);
+        let next = next.map(|(_, next)| next.base);
         match look(path, *base, next, check, &mut report.notes) {
             Ok((_, segment)) if segment.messages == 0 && segment.problems.is_empty() => {
                 let text = format!("{} has no message yet, or none any more", path.display());
@@ -135,13 +136,15 @@ pub fn inspect(dir: &Path, check: bool) -> Result<Report, String> {
     let mut log_end = None;
     for (after, segment) in segments.into_iter().rev() {
         let base = segment.base;
-        if let Some(end) = log_end {
-            report.hole(end..after.min(base), true);
-            report.hole(after.clamp(end, base.max(end))..base, false);
-        } else {
-            report.begin = base;
+        if segment.end > base {
+            if let Some(end) = log_end {
+                report.hole(end..after.min(base), true);
+                report.hole(after.clamp(end, base.max(end))..base, false);
+            } else {
+                report.begin = base;
+            }
+            log_end = Some(segment.end);
         }
-        log_end = Some(segment.end);
         report.messages += segment.messages;
         report.bytes += segment.bytes;
         report.segments.push(segment);

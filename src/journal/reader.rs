@@ -331,6 +331,7 @@ impl Reader {
                 Found::End => Ok(Some((here..limit, Gap::Corrupt))),
             };
         };
+        let (picked, bytes, looked) = (gathered.picks.len(), gathered.bytes, gathered.looked);
         while frame.seq < frame.head.end().min(limit) {
             let Some(entry) = frame.head.record(&frame.body, frame.at) else {
                 let rest = self.position..frame.head.end().min(limit);
@@ -359,6 +360,12 @@ impl Reader {
         }
         if frame.seq >= frame.head.end().min(limit) {
             open.frame = None;
+        }
+        // A few messages out of much would keep all of it in memory.
+        if gathered.bytes - bytes < (gathered.looked - looked) as usize / 4 {
+            for pick in &mut gathered.picks[picked..] {
+                pick.payload = Bytes::copy_from_slice(&pick.payload);
+            }
         }
         Ok(None)
     }
@@ -391,17 +398,17 @@ impl Drop for Reader {
 
 impl Gathered {
     fn messages(self, replayed_below: u64) -> Arc<[Message]> {
-        // A few messages out of much would keep all of it in memory.
-        let copy = (self.bytes as u64) < self.looked / 4;
         let picks = self.picks.into_iter();
         let messages = picks.map(|pick| {
-            let payload = match copy {
-                true => Bytes::copy_from_slice(&pick.payload),
-                false => pick.payload,
-            };
-            match pick.seq < replayed_below {
-                true => Message::again(pick.topic, payload, pick.received_ns, pick.seq),
-                false => Message::at_ns(pick.topic, payload, pick.received_ns, pick.seq),
+            let Pick {
+                topic,
+                payload,
+                received_ns,
+                seq,
+            } = pick;
+            match seq < replayed_below {
+                true => Message::again(topic, payload, received_ns, seq),
+                false => Message::at_ns(topic, payload, received_ns, seq),
             }
         });
         messages.collect()

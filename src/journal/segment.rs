@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 
 use super::frame::{Footer, HEAD, Head, MARKER, TRAILER, u32_at, u64_at};
@@ -362,7 +362,12 @@ pub(super) fn read_footer(file: &File, base: u64, size: u64) -> io::Result<Optio
 
 /// So many bytes, fewer at the end of the file.
 pub(super) fn read_at(file: &File, offset: u64, len: u64) -> io::Result<Bytes> {
-    let mut bytes = vec![0; len as usize];
+    read_into(BytesMut::new(), file, offset, len)
+}
+
+/// The same in memory that was used before.
+fn read_into(mut bytes: BytesMut, file: &File, offset: u64, len: u64) -> io::Result<Bytes> {
+    bytes.resize(len as usize, 0);
     let mut done = 0;
     while done < bytes.len() {
         match file.read_at(&mut bytes[done..], offset + done as u64) {
@@ -373,7 +378,7 @@ pub(super) fn read_at(file: &File, offset: u64, len: u64) -> io::Result<Bytes> {
         }
     }
     bytes.truncate(done);
-    Ok(bytes.into())
+    Ok(bytes.freeze())
 }
 
 /// Reads the frames of one file, one after another.
@@ -470,7 +475,13 @@ impl Scan {
         {
             return Ok(self.chunk.slice(from as usize..(from + len) as usize));
         }
-        self.chunk = read_at(&self.file, offset, CHUNK.max(len).min(limit - offset))?;
+        // When no message was taken out of the last chunk, or all were copied, it is free again.
+        let chunk = std::mem::take(&mut self.chunk);
+        let memory = chunk.try_into_mut().ok();
+        let memory = memory.filter(|memory| memory.capacity() as u64 <= 2 * CHUNK);
+        let memory = memory.unwrap_or_default();
+        let len_read = CHUNK.max(len).min(limit - offset);
+        self.chunk = read_into(memory, &self.file, offset, len_read)?;
         self.chunk_at = offset;
         Ok(self.chunk.slice(..self.chunk.len().min(len as usize)))
     }

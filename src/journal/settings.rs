@@ -8,6 +8,8 @@ use weir_consumer::settings::{Mistake, Settings as Tree, duration, size};
 /// The least that can be kept: two segments, or the one being written would be all there is.
 const KEEP_MIN: u64 = 128 << 20;
 const SYNC_MIN: Duration = Duration::from_millis(1);
+/// The system writes it back long before.
+pub(super) const SYNC_MAX: Duration = HOUR;
 const CURSORS_MIN: Duration = Duration::from_millis(10);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -118,7 +120,7 @@ impl Settings {
     pub fn from_settings(section: &Tree) -> Result<Self, Vec<Mistake>> {
         let settings: Settings = section.parse()?;
         let mut mistakes = Vec::new();
-        if matches!(settings.sync, Sync::Every(time) if !(SYNC_MIN..=HOUR).contains(&time)) {
+        if matches!(settings.sync, Sync::Every(time) if !(SYNC_MIN..=SYNC_MAX).contains(&time)) {
             let text = "expected \"1ms\" to \"1h\", or \"each-batch\" or \"never\"";
             mistakes.push(section.mistake_at("sync", text));
         }

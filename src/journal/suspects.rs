@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::append::named;
 use super::frame::{u32_at, u64_at};
+use super::named;
 use super::segment::read_at;
 
 const FILE: &str = "inflight";

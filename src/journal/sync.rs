@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::append::named;
 use super::segment::Segment;
-use super::{Fault, Journal, Sync};
+use super::settings::SYNC_MAX;
+use super::{Fault, Journal, Sync, named};
 
 /// What the sync thread is asked for.
 #[derive(Default)]
@@ -56,7 +56,7 @@ impl Journal {
             match self.sync {
                 Sync::EachBatch if dirty => return true,
                 Sync::Every(time) if dirty => {
-                    let due = *due.get_or_insert_with(|| Instant::now() + time);
+                    let due = *due.get_or_insert_with(|| Instant::now() + time.min(SYNC_MAX));
                     if self.wake.wait_until(&mut pulse, due).timed_out() {
                         return !pulse.stop;
                     }
@@ -140,6 +140,7 @@ impl Journal {
             self.counters.synced(started.elapsed());
             match result {
                 Ok(()) => synced.push((segment, closed, upto)),
+                Err(_) if !self.log.read().has(segment) => {} // removed meanwhile
                 Err(error) => self.give_up(segment, &error, &mut failed),
             }
         }

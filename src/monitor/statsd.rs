@@ -89,6 +89,8 @@ pub(crate) struct Statsd {
     /// What each consumer's counters were when they were last sent.
     sent: Vec<Snapshot>,
     sources: Vec<[u64; Refusal::ALL.len() + 1]>,
+    /// Dead letters that had expired then.
+    expired: u64,
     begun: bool,
 }
 
@@ -134,6 +136,7 @@ impl Statsd {
             interval: settings.interval,
             sent: Vec::new(),
             sources: Vec::new(),
+            expired: 0,
             begun: false,
         })
     }
@@ -153,6 +156,7 @@ impl Statsd {
         self.sources
             .resize(figures.sources.len(), Default::default());
         let (sent, sources, begun) = (&self.sent, &mut self.sources, self.begun);
+        let expired = &mut self.expired;
         let letters = figures
             .dead_letters
             .as_ref()
@@ -173,6 +177,15 @@ impl Statsd {
                     gauge!("weir_consumer_dead_letters", &labels).set(letters.letters as f64);
                     gauge!("weir_consumer_dead_letters_age_seconds", &labels)
                         .set(age_ns as f64 / 1e9);
+                }
+            }
+            if let Some(store) = &figures.dead_letters {
+                let labels = [("hub", figures.hub.clone())];
+                let now = store.expired();
+                if now > *expired || !begun {
+                    counter!("weir_hub_dead_letters_expired_total", &labels)
+                        .increment(now - *expired);
+                    *expired = now;
                 }
             }
             if let Some(journal) = &figures.journal {

@@ -6,7 +6,7 @@
 //! left to the journal is missing; then it is live again. A replay and a start with a backlog are
 //! the same thing: the consumer is behind from some earlier position on.
 //!
-//! Invariants, held against a model in `tests/backlog.rs`:
+//! Invariants, held against a model in `backlog/tests.rs`:
 //! 1. *Order.* The channel is filled from the journal only when it is empty, and by an enqueuer
 //!    only when nothing is left in the journal.
 //! 2. *Nothing twice, nothing missed.* `Behind::end` is raised with the enqueuers' lock held, for
@@ -566,3 +566,6 @@ impl Taker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,5 +8,6 @@ mod journal;
 mod pages;
 mod process;
 mod sockets;
+mod steer;
 mod stopping;
 mod support;

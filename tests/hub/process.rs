@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::*;
 
-fn weir() -> Command {
+pub fn weir() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
     command.stdin(Stdio::null()).env_remove("NOTIFY_SOCKET");
     // `journal.rs` is about what is kept; here nothing is to be left where the tests run.
@@ -22,29 +22,29 @@ fn run(args: &[&str]) -> Output {
     weir().args(args).output().unwrap()
 }
 
-fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn configure(dir: &Path, toml: &str) -> PathBuf {
+pub fn configure(dir: &Path, toml: &str) -> PathBuf {
     let file = dir.join("weir.toml");
     std::fs::write(&file, toml).unwrap();
     file
 }
 
 /// A hub process and where it says that it answers.
-struct Running {
+pub struct Running {
     child: Child,
     http: String,
     log: std::thread::JoinHandle<String>,
 }
 
 impl Running {
-    fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -73,7 +73,7 @@ impl Running {
         }
     }
 
-    fn status(&self) -> Value {
+    pub fn status(&self) -> Value {
         let mut stream = TcpStream::connect(&self.http).unwrap();
         let request = "GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         stream.write_all(request.as_bytes()).unwrap();
@@ -85,7 +85,7 @@ impl Running {
         serde_json::from_str(body).unwrap()
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(
             Command::new("kill")
@@ -97,7 +97,7 @@ impl Running {
     }
 
     /// Waits for its end; answers the exit code and what it said on both outputs.
-    fn end(mut self) -> (Option<i32>, String, String) {
+    pub fn end(mut self) -> (Option<i32>, String, String) {
         let mut out = String::new();
         self.child
             .stdout

@@ -16,6 +16,8 @@ use super::super::segment::{Disk, DiskFile, Filesystem};
 pub(super) struct Faults {
     /// Writes fail for want of space after so many bytes more.
     pub(super) room: Option<u64>,
+    /// Writes are done, and called a failure.
+    pub(super) late: bool,
     pub(super) create: bool,
     pub(super) set_len: bool,
     pub(super) sync: bool,
@@ -141,7 +143,8 @@ impl DiskFile for TestFile {
                 return Err(ErrorKind::StorageFull.into());
             }
         }
-        self.file.write_all_at(bytes, offset)
+        self.file.write_all_at(bytes, offset)?;
+        failure(state.faults.late)
     }
 
     fn set_len(&self, len: u64) -> Result<()> {

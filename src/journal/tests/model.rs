@@ -56,20 +56,23 @@ fn operation() -> impl Strategy<Value = Operation> {
     let reader = 0..3_usize;
     let faults = (
         proptest::option::of(0..400_u64),
-        any::<[bool; 5]>(),
+        any::<[bool; 6]>(),
         any::<bool>(),
     );
-    let faults = faults.prop_map(|(room, [create, set_len, sync, sync_dir, remove], on)| {
-        let faults = Faults {
-            room,
-            create,
-            set_len,
-            sync,
-            sync_dir,
-            remove,
-        };
-        if on { faults } else { Faults::default() }
-    });
+    let faults = faults.prop_map(
+        |(room, [late, create, set_len, sync, sync_dir, remove], on)| {
+            let faults = Faults {
+                room,
+                late,
+                create,
+                set_len,
+                sync,
+                sync_dir,
+                remove,
+            };
+            if on { faults } else { Faults::default() }
+        },
+    );
     prop_oneof![
         8 => proptest::collection::vec(0..4_u8, 1..9).prop_map(Send),
         1 => (1..9_u64).prop_map(Pass),
@@ -100,9 +103,9 @@ enum Fate {
 struct Model {
     lab: Lab,
     fates: BTreeMap<u64, Fate>,
-    /// What a batch that was refused would have been: it may stand in the file all the same, but
+    /// What batches that were refused would have been: one may stand in the file all the same, but
     /// nobody may see it as long as the process lives.
-    refused: BTreeMap<u64, Fate>,
+    refused: Vec<(u64, Fate)>,
     /// Messages that may be gone: the disk's doing, not the journal's.
     at_risk: Vec<Range<u64>>,
     removed_below: u64,
@@ -126,7 +129,7 @@ impl Model {
         Model {
             lab: Lab::new(),
             fates: BTreeMap::new(),
-            refused: BTreeMap::new(),
+            refused: Vec::new(),
             at_risk: Vec::new(),
             removed_below: 1,
             pristine: true,
@@ -152,7 +155,7 @@ impl Model {
                         assert_eq!(first, next);
                         self.fates.extend(fates);
                     }
-                    Err(_) => self.refused = fates.collect(),
+                    Err(_) => self.refused.extend(fates),
                 }
             }
             Operation::Pass(count) => {
@@ -243,12 +246,21 @@ impl Model {
         assert!(new_end >= end || !next);
         // A batch that was refused may have come to be: nobody was given its numbers since, or
         // those who were have the same messages.
-        let mut came = self.refused.split_off(&self.removed_below);
-        came.retain(|seq, _| {
-            self.lab.journal.has(*seq) && !matches!(self.fates.get(seq), Some(Fate::Sent(..)))
-        });
-        self.fates.extend(came);
-        self.refused.clear();
+        let refused = std::mem::take(&mut self.refused);
+        for seq in refused.iter().map(|(seq, _)| *seq) {
+            let known = matches!(self.fates.get(&seq), Some(Fate::Sent(..)));
+            if known || !self.lab.journal.has(seq) {
+                continue;
+            }
+            let got = drain(&mut self.lab.journal.reader(seq), 1, |_| true).messages;
+            let Some((_, text)) = got.into_iter().find(|(got, _)| *got == seq) else {
+                continue;
+            };
+            let would_be =
+                |fate: &Fate| matches!(fate, Fate::Sent(_, would_be) if *would_be == text);
+            let came = refused.iter().find(|(_, fate)| would_be(fate));
+            self.fates.insert(seq, came.unwrap().1.clone());
+        }
         for seq in end..new_end {
             assert!(self.fates.contains_key(&seq), "{seq} was never sent");
         }
