@@ -23,54 +23,31 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
+macro_rules! trials {
+    ($($module:ident::$test:ident,)*) => {
+        vec![$(Trial::test(stringify!($test), || {
+            $module::$test();
+            Ok(())
+        })),*]
+    };
+}
+
 fn main() -> ExitCode {
     if std::env::var_os(scene::RUN).is_some() {
         return weir::cli::main(weir::Registry::builtin().with(witness::kind()));
     }
-    let trial = |name: &str, test: fn()| {
-        Trial::test(name, move || {
-            test();
-            Ok(())
-        })
-    };
-    let trials = vec![
-        trial("fifty_rounds_of_kill_9", rounds::fifty_rounds_of_kill_9),
-        trial(
-            "rounds_of_kill_9_when_each_batch_is_synced",
-            rounds::rounds_of_kill_9_when_each_batch_is_synced,
-        ),
-        trial(
-            "a_message_that_kills_the_process_is_set_aside",
-            fatal::a_message_that_kills_the_process_is_set_aside,
-        ),
-        trial(
-            "in_a_batch_it_is_found_and_the_others_are_delivered",
-            fatal::in_a_batch_it_is_found_and_the_others_are_delivered,
-        ),
-        trial(
-            "several_that_kill_the_process_are_all_set_aside",
-            fatal::several_that_kill_the_process_are_all_set_aside,
-        ),
-        trial(
-            "it_costs_no_other_consumer_a_message",
-            fatal::it_costs_no_other_consumer_a_message,
-        ),
-        trial(
-            "a_stop_under_load_loses_nothing",
-            stopping::a_stop_under_load_loses_nothing,
-        ),
-        trial(
-            "a_second_signal_loses_nothing",
-            stopping::a_second_signal_loses_nothing,
-        ),
-        trial(
-            "a_full_disk_is_said_and_the_hub_goes_on",
-            disk::a_full_disk_is_said_and_the_hub_goes_on,
-        ),
-        trial(
-            "a_full_disk_stops_the_intake_if_so_told",
-            disk::a_full_disk_stops_the_intake_if_so_told,
-        ),
+    let trials = trials![
+        rounds::fifty_rounds_of_kill_9,
+        rounds::rounds_of_kill_9_when_each_batch_is_synced,
+        rounds::a_hub_that_dies_soon_after_each_start_gets_on,
+        fatal::a_message_that_kills_the_process_is_set_aside,
+        fatal::in_a_batch_it_is_found_and_the_others_are_delivered,
+        fatal::several_that_kill_the_process_are_all_set_aside,
+        fatal::it_costs_no_other_consumer_a_message,
+        stopping::a_stop_under_load_loses_nothing,
+        stopping::a_second_signal_loses_nothing,
+        disk::a_full_disk_is_said_and_the_hub_goes_on,
+        disk::a_full_disk_stops_the_intake_if_so_told,
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

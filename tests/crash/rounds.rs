@@ -64,6 +64,32 @@ pub fn rounds_of_kill_9_when_each_batch_is_synced() {
     );
 }
 
+/// However long the interval of the cursors is.
+pub fn a_hub_that_dies_soon_after_each_start_gets_on() {
+    let slow = Role {
+        name: "slow",
+        topics: "",
+        order: Order::Intake,
+        batch: 1,
+        settings: "pause = '2ms'",
+    };
+    let mut scene = Scene::new();
+    let mut publisher = scene.publisher();
+    scene.configure("journal.cursors = '1h'", [&slow]);
+    let mut hub = scene.start();
+    (0..300).for_each(|_| publisher.send(false));
+    eventually("taken in", || hub.status()["journal"]["end"] == 301);
+    hub.kill();
+    let cursor = |scene: &Scene| scene.cursors().remove(slow.name);
+    while cursor(&scene) < Some(301) {
+        let before = cursor(&scene);
+        let hub = scene.start();
+        eventually("the cursor moves", || cursor(&scene) > before);
+        hub.kill();
+    }
+    scene.check(&slow, &scene.journal());
+}
+
 /// Messages all the time, in bursts.
 pub struct Load {
     stop: Arc<AtomicBool>,
