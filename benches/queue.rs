@@ -1,5 +1,5 @@
 //! The steps of a message's way through the hub, one by one: criterion's numbers, for finding out
-//! which of them a change has made slower. What they add up to, end_to_end.rs measures.
+//! which of them a change has made slower. What they add up to, end_to_end measures.
 
 use std::hint::black_box;
 use std::sync::Arc;

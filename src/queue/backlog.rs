@@ -42,7 +42,8 @@ use crate::stats::{Reason, Worker};
 const FETCH_MESSAGES: usize = 1024;
 const FETCH_BYTES: usize = 256 << 10;
 /// When an enqueuer is just about to show what it has appended, or the consumer's workers hold as
-/// much as the queue allows.
+/// much as the queue allows; doubled each time up to 32-fold. A settling worker has no flag to raise
+/// for that: it would be looked at for each message.
 const SOON: Duration = Duration::from_millis(1);
 /// When the disk can't be read.
 const LATER: Duration = Duration::from_secs(1);
@@ -79,6 +80,15 @@ pub(super) struct Hand {
     gap: Option<Reason>,
     /// The disk could not be read the last time.
     unreadable: bool,
+    /// How often in a row there was nothing to be fetched yet.
+    waits: u32,
+}
+
+impl Hand {
+    fn soon(&mut self) -> Refill {
+        self.waits += 1;
+        Refill::After(SOON * (1 << (self.waits - 1).min(5)))
+    }
 }
 
 /// What came of an attempt to fill the channel up.
@@ -185,14 +195,14 @@ impl Queue {
                 Some(behind) => hand.reader = Some(backlog.journal.reader(behind.start)),
             }
         }
+        let room = self.room();
+        if room.0 == 0 || room.1 == 0 {
+            return hand.soon();
+        }
         let Hand { reader, router, .. } = hand;
         let Some(reader) = reader else {
             return Refill::Live;
         };
-        let room = self.room();
-        if room.0 == 0 || room.1 == 0 {
-            return Refill::After(SOON);
-        }
         let router = router.get_or_insert_with(|| Router::new(backlog.prefixes.clone()));
         let mut want = |topic: &str| {
             let route = router.route(topic.as_bytes())?;
@@ -205,6 +215,7 @@ impl Queue {
         match read {
             Ok(Read::Messages(batch)) => {
                 hand.unreadable = false;
+                hand.waits = 0;
                 self.stats
                     .fetched(batch.len() as u64, bytes_of(&batch) as u64);
                 if let Some(sender) = &self.side.lock().sender {
@@ -214,7 +225,7 @@ impl Queue {
                 }
             }
             Ok(Read::Gap { range, why }) => self.gap(hand, &range, why),
-            Ok(Read::End) => outcome = Refill::After(SOON),
+            Ok(Read::End) => outcome = hand.soon(),
             Err(error) => {
                 self.unreadable(hand, &error);
                 return Refill::After(LATER);

@@ -6,9 +6,15 @@
 //!
 //! It is a report, not a test: a target that is missed makes no difference to the exit status. A
 //! role that fails or a message that is lost does, and leaves no number in the table.
+//!
+//! Here is what makes a run and a table, and what needs no journal; `kept.rs` has the rest.
+
+mod kept;
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
+use std::ops::Range;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -18,6 +24,7 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use weir::backend::memory::Memory;
 use weir::stats::Snapshot;
 use weir::{Config, Hub, Registry};
 use weir_consumer::{Consumer, Context, Kind, Message, from_fn};
@@ -51,6 +58,8 @@ const HUBS: [HubCase; 4] = [
     },
 ];
 const QUEUES: [usize; 2] = [1, 8];
+/// The columns of most lines.
+const COLUMNS: [&str; 2] = ["bare loop", "weir"];
 /// The receive high-water mark of the bare loop and of the hub: what a hub has by default.
 const RECEIVE_HWM: i32 = 50_000;
 /// A role that makes no progress for so long has lost messages.
@@ -71,8 +80,11 @@ struct Options {
     #[arg(long, value_enum, value_name = "PART")]
     only: Vec<Part>,
     /// How many pairs of runs make a median.
-    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(long, default_value_t = 3, value_name = "N")]
     pairs: usize,
+    /// Where journals are written, and removed again; it should be on a disk, not in memory.
+    #[arg(long, default_value = env!("CARGO_TARGET_TMPDIR"), value_name = "PATH")]
+    dir: PathBuf,
     /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
@@ -85,6 +97,12 @@ enum Part {
     Throughput,
     Latency,
     Memory,
+    Journal,
+    CatchUp,
+    Meanwhile,
+    Append,
+    Backlog,
+    Start,
 }
 
 /// What a process started by this program does.
@@ -99,6 +117,21 @@ enum Role {
     /// Receives with a hub.
     #[command(hide = true)]
     Hub(HubRole),
+    /// Lets consumers read what waits in a journal.
+    #[command(hide = true)]
+    CatchUp(kept::Fill),
+    /// Makes a backlog, and stops or is killed.
+    #[command(hide = true)]
+    Fill(kept::Fill),
+    /// Starts with it.
+    #[command(hide = true)]
+    Open(kept::Fill),
+    /// Looks at a hub's memory, idle and with a backlog.
+    #[command(hide = true)]
+    Backlog(kept::Waiting),
+    /// Appends to a journal, without a hub.
+    #[command(hide = true)]
+    Append(kept::Append),
 }
 
 #[derive(Args, Clone, Copy)]
@@ -135,6 +168,18 @@ struct HubRole {
     /// Bound the queues as they are by default, and let the intake wait when they are full.
     #[arg(long)]
     block: bool,
+    /// Bound them as they are by default.
+    #[arg(long)]
+    bounded: bool,
+    /// Keep a journal there.
+    #[arg(long)]
+    journal: Option<PathBuf>,
+    /// One more consumer, for whom so many messages wait when the clock starts.
+    #[arg(long, default_value_t = 0)]
+    backlog: u64,
+    /// Let it take them from when this process is told to go.
+    #[arg(long)]
+    let_go: bool,
 }
 
 fn main() -> ExitCode {
@@ -143,6 +188,11 @@ fn main() -> ExitCode {
         Some(Role::Publisher(load)) => say(&publish(load)),
         Some(Role::Bare(receiver)) => say(&bare(receiver)),
         Some(Role::Hub(role)) => say(&hub(role)),
+        Some(Role::CatchUp(fill)) => say(&kept::catch_up(fill)),
+        Some(Role::Fill(fill)) => say(&kept::fill(fill)),
+        Some(Role::Open(fill)) => say(&kept::open(fill)),
+        Some(Role::Backlog(waiting)) => say(&kept::backlog(waiting)),
+        Some(Role::Append(append)) => say(&kept::append(append)),
         None => return report(&options),
     }
     ExitCode::SUCCESS
@@ -164,6 +214,8 @@ struct Received {
     /// How much its resident memory has grown meanwhile.
     rss_bytes: u64,
     latency: Option<Latency>,
+    /// What a consumer with a backlog has consumed meanwhile.
+    late: u64,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -204,8 +256,7 @@ fn publish(load: &Load) -> Result {
     say(&endpoint.trim_end_matches('\0'));
     (socket.recv_bytes(0)).map_err(|error| format!("publisher: no subscriber: {error}"))?;
     say(&"subscribed");
-    (std::io::stdin().read_line(&mut String::new()))
-        .map_err(|error| format!("publisher: {error}"))?;
+    hear_go();
 
     let mut payload = vec![b'x'; load.size.max(8)];
     let begin = Instant::now();
@@ -297,13 +348,18 @@ fn hub(role: &HubRole) -> Result<Received> {
         (false, true) => "latency",
         (false, false) => "null",
     };
-    // Without `block` there is room for all, so that no policy matters and nothing is lost.
-    let queue = match role.block {
-        true => r#"{ overflow = "block" }"#,
-        false => r#"{ messages = 2000000, bytes = "4GiB" }"#,
+    // Without a bound there is room for all, so that no policy matters and nothing is lost.
+    let queue = match (role.block, role.bounded) {
+        (true, _) => r#"{ overflow = "block" }"#,
+        (false, true) => "{}",
+        (false, false) => r#"{ messages = 5000000, bytes = "8GiB" }"#,
+    };
+    let data = match &role.journal {
+        None => "[journal]\nenabled = false\n".into(),
+        Some(dir) => format!("data_dir = {dir:?}\n"),
     };
     let mut config = format!(
-        "[hub]\nname = 'bench'\nhttp = ''\n[journal]\nenabled = false\n\
+        "[hub]\nname = 'bench'\nhttp = ''\n{data}\
          [[backend]]\nconnect = ['{endpoint}']\nreceive_hwm = {RECEIVE_HWM}\n"
     );
     for n in 0..role.consumers {
@@ -313,13 +369,32 @@ fn hub(role: &HubRole) -> Result<Received> {
             "{section}{n}]\nkind = '{kind}'\ntopics = ''\nqueue = {queue}"
         );
     }
-    let registry = Registry::builtin().with(latency()).with(stuck());
-    let config = Config::from_toml(&config, "bench", &registry).map_err(|m| m.to_string())?;
+    if role.backlog > 0 {
+        config += "[consumers.late]\nkind = 'stuck'\ntopics = ''\n";
+    }
+    let config = Config::from_toml(&config, "bench", &registry()).map_err(|m| m.to_string())?;
+    let (feed, backend) = Memory::new(10_000);
+    let mut more: Vec<Box<dyn weir::backend::Backend>> = Vec::new();
+    if role.backlog > 0 {
+        more.push(Box::new(backend));
+    }
+    let hub = Hub::start_with(&config, more)?;
+    let watched = 0..role.consumers;
+    if role.backlog > 0 {
+        kept::feed(&feed, role.backlog, SIZES[0])?;
+        await_all(&hub, watched.clone(), role.backlog, |shot| shot.consumed)?;
+        let late = role.consumers..role.consumers + 1;
+        await_all(&hub, late, role.backlog, |shot| shot.received)?;
+        kept::settle(&hub)?;
+    }
+    if role.let_go {
+        std::thread::spawn(|| LET_GO.store(hear_go(), Ordering::Relaxed));
+    }
     if role.receiver.latency {
         let mut samples = LATENCIES.lock().unwrap_or_else(PoisonError::into_inner);
+        samples.clear();
         samples.reserve(messages as usize);
     }
-    let hub = Hub::start(&config)?;
     let before = Usage::now()?;
     say(&"ready");
 
@@ -327,43 +402,57 @@ fn hub(role: &HubRole) -> Result<Received> {
         true => |shot| shot.received,
         false => |shot| shot.consumed,
     };
+    let all = messages + role.backlog;
+    await_all(&hub, watched, all, reached)?;
+    let after = Usage::now()?;
+    let late = (hub.figures().consumers.get(role.consumers))
+        .map_or(0, |late| late.stats.snapshot().consumed);
+    LET_GO.store(true, Ordering::Relaxed);
+
+    let status = hub.stop().status;
+    let sources = status.sources.iter();
+    let complete = sources.map(|source| source.counters.received).sum::<u64>() == all
+        && (status.consumers.iter()).all(|consumer| consumer.consumed == all);
+    if !complete {
+        return Err(format!("hub: not each consumer consumed {all}: {status:?}"));
+    }
+    let samples = std::mem::take(&mut *LATENCIES.lock().unwrap_or_else(PoisonError::into_inner));
+    let received = Received::since(&before, after, Latency::of(samples))?;
+    Ok(Received { late, ..received })
+}
+
+fn registry() -> Registry {
+    Registry::builtin().with(latency()).with(stuck())
+}
+
+/// Waits until each of these consumers has come to `goal`.
+fn await_all(
+    hub: &Hub,
+    consumers: Range<usize>,
+    goal: u64,
+    reached: fn(&Snapshot) -> u64,
+) -> Result {
+    let consumers = &hub.figures().consumers[consumers];
     let (mut seen, mut seen_at) = (0, Instant::now());
     loop {
-        let consumers = hub.figures().consumers.iter();
-        let least = consumers
-            .map(|consumer| reached(&consumer.stats.snapshot()))
-            .min();
-        let least = least.unwrap_or_default();
-        if least >= messages {
-            break;
+        let reached = (consumers.iter()).map(|consumer| reached(&consumer.stats.snapshot()));
+        let least = reached.min().unwrap_or_default();
+        if least >= goal {
+            return Ok(());
         }
         if least > seen {
             (seen, seen_at) = (least, Instant::now());
         }
         if seen_at.elapsed() > PATIENCE || !hub.ends().is_empty() {
-            return Err(format!(
-                "hub: {least} of {messages} came: {:?}",
-                hub.status()
-            ));
+            return Err(format!("hub: {least} of {goal} came: {:?}", hub.status()));
         }
         sleep(Duration::from_millis(1));
     }
-    let after = Usage::now()?;
-    LET_GO.store(true, Ordering::Relaxed);
+}
 
-    let status = hub.stop().status;
-    let complete = status
-        .sources
-        .iter()
-        .all(|source| source.counters.received == messages)
-        && (status.consumers.iter()).all(|consumer| consumer.consumed == messages);
-    if !complete {
-        return Err(format!(
-            "hub: not each consumer consumed {messages}: {status:?}"
-        ));
-    }
-    let samples = std::mem::take(&mut *LATENCIES.lock().unwrap_or_else(PoisonError::into_inner));
-    Received::since(&before, after, Latency::of(samples))
+/// Waits for a line; answers no when none can come any more.
+fn hear_go() -> bool {
+    matches!(std::io::stdin().read_line(&mut String::new()), Ok(1..))
 }
 
 /// What this process has used.
@@ -404,6 +493,7 @@ impl Received {
             cpu_seconds: after.cpu_seconds - before.cpu_seconds,
             rss_bytes: after.rss_bytes.saturating_sub(before.rss_bytes),
             latency,
+            late: 0,
         })
     }
 }
@@ -444,6 +534,18 @@ impl Process {
             child,
             lines: BufReader::new(lines),
         })
+    }
+
+    /// A publisher of this load, and its endpoint.
+    fn publisher(load: Load) -> Result<(Self, String)> {
+        let mut arguments = vec!["publisher".to_owned()];
+        arguments.extend(["--messages".into(), load.messages.to_string()]);
+        arguments.extend(["--size".into(), load.size.to_string()]);
+        let rate = load.rate.into_iter();
+        arguments.extend(rate.flat_map(|rate| ["--rate".into(), rate.to_string()]));
+        let mut publisher = Process::start(&arguments)?;
+        let endpoint = publisher.hear()?;
+        Ok((publisher, endpoint))
     }
 
     fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
@@ -489,6 +591,16 @@ impl Process {
     }
 }
 
+impl Process {
+    /// Ends it as a crash would.
+    fn kill(&mut self) -> Result {
+        let killed = self.child.kill().and_then(|()| self.child.wait());
+        killed
+            .map(|_| ())
+            .map_err(|error| format!("can't kill {}: {error}", self.name))
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         // Whatever it still does, nobody waits for it.
@@ -502,6 +614,7 @@ struct Run {
     cpu_us_per_message: f64,
     rss_bytes_per_message: f64,
     latency: Option<Latency>,
+    late_per_second: f64,
 }
 
 /// One run: a publisher, and a receiver with these arguments.
@@ -510,12 +623,7 @@ struct Run {
 /// and they wait in its memory. From then on the receiver is what everything waits for; otherwise
 /// it would be the publisher, which needs more time for a message than the receiver does.
 fn run<A: AsRef<str>>(load: Load, receiver: &[A]) -> Result<Run> {
-    let mut arguments = vec!["publisher".to_owned()];
-    arguments.extend(["--messages".into(), load.messages.to_string()]);
-    arguments.extend(["--size".into(), load.size.to_string()]);
-    arguments.extend((load.rate.into_iter()).flat_map(|rate| ["--rate".into(), rate.to_string()]));
-    let mut publisher = Process::start(&arguments)?;
-    let endpoint: String = publisher.hear()?;
+    let (mut publisher, endpoint) = Process::publisher(load)?;
     let mut arguments: Vec<String> = receiver
         .iter()
         .map(|argument| argument.as_ref().into())
@@ -529,8 +637,10 @@ fn run<A: AsRef<str>>(load: Load, receiver: &[A]) -> Result<Run> {
         receiver.signal("STOP")?;
         publisher.go()?;
         publisher.hear_word("sent")?;
+        receiver.go()?;
         receiver.signal("CONT")?;
     } else {
+        receiver.go()?;
         publisher.go()?;
     }
     let begin_ns = now_ns();
@@ -546,25 +656,26 @@ fn run<A: AsRef<str>>(load: Load, receiver: &[A]) -> Result<Run> {
         cpu_us_per_message: received.cpu_seconds * 1e6 / messages,
         rss_bytes_per_message: received.rss_bytes as f64 / messages,
         latency: received.latency,
+        late_per_second: received.late as f64 / seconds,
     })
 }
 
-/// Runs of the bare loop and of the hub in turns.
-struct Pairs(Vec<(Run, Run)>);
+/// Runs of two kinds in turns: of the bare loop and of the hub, say.
+struct Pairs<R = Run>(Vec<(R, R)>);
 
-impl Pairs {
-    fn bare(&self, of: impl Fn(&Run) -> f64) -> f64 {
-        median(self.0.iter().map(|(bare, _)| of(bare)))
+impl<R> Pairs<R> {
+    fn left(&self, of: impl Fn(&R) -> f64) -> f64 {
+        median(self.0.iter().map(|(left, _)| of(left)))
     }
 
-    fn weir(&self, of: impl Fn(&Run) -> f64) -> f64 {
-        median(self.0.iter().map(|(_, weir)| of(weir)))
+    fn right(&self, of: impl Fn(&R) -> f64) -> f64 {
+        median(self.0.iter().map(|(_, right)| of(right)))
     }
 
     /// The median of the ratios, not the ratio of the medians: what disturbs a pair disturbs both
     /// of it.
-    fn ratio(&self, of: impl Fn(&Run) -> f64) -> f64 {
-        median(self.0.iter().map(|(bare, weir)| of(weir) / of(bare)))
+    fn ratio(&self, of: impl Fn(&R) -> f64) -> f64 {
+        median(self.0.iter().map(|(left, right)| of(right) / of(left)))
     }
 }
 
@@ -585,10 +696,11 @@ fn median(numbers: impl Iterator<Item = f64>) -> f64 {
 #[derive(Serialize)]
 struct Row {
     what: String,
+    columns: [&'static str; 2],
     #[serde(skip_serializing_if = "Option::is_none")]
-    bare: Option<f64>,
+    left: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    weir: Option<f64>,
+    right: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ratio: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -609,8 +721,9 @@ impl Row {
     fn new(what: String, digits: usize) -> Self {
         Row {
             what,
-            bare: None,
-            weir: None,
+            columns: COLUMNS,
+            left: None,
+            right: None,
             ratio: None,
             target: None,
             error: None,
@@ -618,10 +731,10 @@ impl Row {
         }
     }
 
-    fn paired(what: String, digits: usize, pairs: &Pairs, of: impl Fn(&Run) -> f64) -> Self {
+    fn paired<R>(what: String, digits: usize, pairs: &Pairs<R>, of: impl Fn(&R) -> f64) -> Self {
         Row {
-            bare: Some(pairs.bare(&of)),
-            weir: Some(pairs.weir(&of)),
+            left: Some(pairs.left(&of)),
+            right: Some(pairs.right(&of)),
             ratio: Some(pairs.ratio(&of)),
             ..Row::new(what, digits)
         }
@@ -632,6 +745,10 @@ impl Row {
             error: Some(error),
             ..Row::new(what, 0)
         }
+    }
+
+    fn columns(self, columns: [&'static str; 2]) -> Self {
+        Row { columns, ..self }
     }
 
     fn at_least(self, bound: f64) -> Self {
@@ -664,6 +781,7 @@ fn report(options: &Options) -> ExitCode {
         } else {
             options.pairs.max(1)
         },
+        dir: options.dir.clone(),
         rows: Vec::new(),
     };
     if wanted(Part::Throughput) {
@@ -674,6 +792,24 @@ fn report(options: &Options) -> ExitCode {
     }
     if wanted(Part::Memory) {
         bench.memory();
+    }
+    if wanted(Part::Journal) {
+        bench.journal();
+    }
+    if wanted(Part::CatchUp) {
+        bench.catch_up();
+    }
+    if wanted(Part::Meanwhile) {
+        bench.meanwhile();
+    }
+    if wanted(Part::Append) {
+        bench.append();
+    }
+    if wanted(Part::Backlog) {
+        bench.backlog();
+    }
+    if wanted(Part::Start) {
+        bench.start();
     }
     if options.quick {
         (bench.rows.iter_mut()).for_each(|row| row.target = None); // too short to say
@@ -715,14 +851,18 @@ fn table(report: &Report) -> String {
             ""
         },
     );
-    let line = |what: &str, bare: &str, weir: &str, ratio: &str, target: &str| {
-        format!("{what:48} {bare:>10} {weir:>10} {ratio:>6}  {target}")
+    let line = |what: &str, left: &str, right: &str, ratio: &str, target: &str| {
+        format!("{what:48} {left:>10} {right:>10} {ratio:>6}  {target}")
             .trim_end()
             .to_owned()
             + "\n"
     };
-    out += &line("", "bare loop", "weir", "ratio", "target");
+    let mut columns = None;
     for row in &report.rows {
+        if columns.replace(row.columns) != Some(row.columns) {
+            let [left, right] = row.columns;
+            out += &line("", left, right, "ratio", "target");
+        }
         if let Some(error) = &row.error {
             out += &format!("{:48} ERROR: {error}\n", row.what);
             continue;
@@ -735,8 +875,8 @@ fn table(report: &Report) -> String {
                 if target.reached { "reached" } else { "MISSED" }
             )
         });
-        let (bare, weir) = (number(row.bare, row.digits), number(row.weir, row.digits));
-        out += &line(&row.what, &bare, &weir, &number(row.ratio, 2), &target);
+        let [left, right] = [row.left, row.right].map(|it| number(it, row.digits));
+        out += &line(&row.what, &left, &right, &number(row.ratio, 2), &target);
     }
     out
 }
@@ -769,6 +909,8 @@ impl HubCase {
 struct Bench {
     quick: bool,
     pairs: usize,
+    /// Where journals are written.
+    dir: PathBuf,
     rows: Vec<Row>,
 }
 
@@ -834,7 +976,7 @@ impl Bench {
             let what = format!("CPU us/message, {size} bytes, {}", hub.words());
             let row = Row::paired(what, 3, pairs, |run| run.cpu_us_per_message);
             let point =
-                (row.weir.filter(|_| !hub.block)).map(|us| (hub.consumers as f64, us * 1000.0));
+                (row.right.filter(|_| !hub.block)).map(|us| (hub.consumers as f64, us * 1000.0));
             points.extend(point);
             self.rows.push(row);
         }
@@ -846,7 +988,7 @@ impl Bench {
             );
             let row = row.target("<= 60".into(), ns <= 60.0);
             self.rows.push(Row {
-                weir: Some(ns),
+                right: Some(ns),
                 ..row
             });
         }
@@ -919,7 +1061,7 @@ impl Bench {
                         let over = run.rss_bytes_per_message - size as f64;
                         let row = Row::new(what, 0).target("<= 150".into(), over <= 150.0);
                         Row {
-                            weir: Some(over),
+                            right: Some(over),
                             ..row
                         }
                     }
