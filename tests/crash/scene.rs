@@ -195,9 +195,18 @@ impl Scene {
     /// What was set aside.
     pub fn letters(&self) -> Vec<Letter> {
         let store = DeadLetters::read(&self.path().join("dead-letters.db")).unwrap();
-        store.map_or_else(Vec::new, |store| {
-            store.list(&Filter::default(), 0, 1000).unwrap()
-        })
+        let Some(store) = store else {
+            return Vec::new();
+        };
+        let mut letters: Vec<Letter> = Vec::new();
+        loop {
+            let after = letters.last().map_or(0, |letter| letter.id);
+            let page = store.list(&Filter::default(), after, 1000).unwrap();
+            if page.is_empty() {
+                return letters;
+            }
+            letters.extend(page);
+        }
     }
 
     /// All messages of the journal of a hub that has ended: none is missing, none changed.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use weir_consumer::settings::duration;
-use weir_consumer::{Consumer, Context, Kind, Message, Result};
+use weir_consumer::{Consumer, Context, Failure, Kind, Message, Result};
 
 use crate::scene::RUN;
 
@@ -89,6 +89,8 @@ struct Settings {
     #[serde(deserialize_with = "duration")]
     pause: Duration,
     dies: Death,
+    /// It has every message set aside whose number is a multiple of this.
+    refuses: Option<u64>,
 }
 
 impl Default for Settings {
@@ -97,6 +99,7 @@ impl Default for Settings {
             batch: 1,
             pause: Duration::ZERO,
             dies: Death::Never,
+            refuses: None,
         }
     }
 }
@@ -144,7 +147,11 @@ impl Consumer for Witness {
             if message.json()?["kills"] == true {
                 die(self.settings.dies);
             }
-            bytes.extend_from_slice(&Record::of(message, self.run)?.encode());
+            let record = Record::of(message, self.run)?;
+            if (self.settings.refuses).is_some_and(|every| record.number.is_multiple_of(every)) {
+                return Err(Failure::dead_letter("refused"));
+            }
+            bytes.extend_from_slice(&record.encode());
         }
         if self.file.is_none() {
             let opened = File::options().append(true).create(true).open(&self.path);
