@@ -566,21 +566,23 @@ impl<'h> Runner<'h> {
     fn deliver_letter(&mut self, letter: Letter) -> Next {
         let (topic, seq) = (letter.topic.into(), letter.seq);
         let message = Message::again(topic, letter.payload, letter.received_ns, seq);
+        self.letter = Some(letter.id);
         if self.queue.stats().is_paused() && !self.await_steering(&message) {
             return Next::End;
         }
-        if let Some(store) = &self.settings.dead_letters
-            && let Err(why) = store.delivering(letter.id)
-        {
+        let marked = match &self.settings.dead_letters {
+            Some(store) => store.delivering(letter.id),
+            None => Ok(false),
+        };
+        if let Err(why) = &marked {
             let (consumer, letter) = (&self.settings.name, letter.id);
-            warn!(
-                consumer,
-                letter, why, "this dead letter is not delivered again now"
-            );
+            warn!(consumer, letter, why, "not delivered again now");
+        }
+        if marked != Ok(true) {
+            self.letter = None;
             return Next::GoOn;
         }
         self.queue.receive_letter(&message, now_ns());
-        self.letter = Some(letter.id);
         let outcome = self.settle(std::slice::from_ref(&message));
         self.letter = None;
         match outcome {
@@ -667,11 +669,12 @@ impl<'h> Runner<'h> {
         }
     }
 
-    /// Waits while the consumer is paused; answers whether to go on.
+    /// Waits while the consumer is paused; answers whether to go on. No skip concerns a letter.
     fn await_steering(&self, message: &Message) -> bool {
         self.worker.hold(message.received_ns(), 0);
         self.worker.state(State::Paused);
-        self.queue.await_steering(message)
+        let in_hand = Some(message).filter(|_| self.letter.is_none());
+        self.queue.await_steering(in_hand)
     }
 
     fn halt(&self, message: &Message, cause: &Failure) {

@@ -319,6 +319,9 @@ fn offline_perform(
                 )));
             }
             cursor.position = to;
+            if to >= cursor.replayed_below {
+                cursor.replayed_below = 0;
+            }
             format!("{consumer} goes on at sequence number {to} instead of {before}")
         }
         _ => return Err("this needs a running hub".into()),

@@ -1,11 +1,12 @@
 //! Commands that tell a hub something: through its socket while it runs, else in its data.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde_json::json;
 
 use super::{ConfigArgs, Failure, duration};
@@ -101,11 +102,12 @@ impl Data {
     }
 }
 
+/// Whose process this is, as the hub says it of whoever is at its socket.
 fn user() -> String {
-    ["SUDO_USER", "USER", "LOGNAME"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok())
-        .unwrap_or_else(|| "somebody".into())
+    match std::fs::metadata("/proc/self") {
+        Ok(process) => format!("uid {}", process.uid()),
+        Err(_) => "unknown".into(),
+    }
 }
 
 /// Asks the running hub. By hand, because this is one request to our own server, over a Unix
@@ -196,6 +198,7 @@ impl Resume {
 
 /// Drops what waits for a consumer; it is counted as dropped{reason="skipped"}.
 #[derive(Args)]
+#[command(group = ArgGroup::new("what").required(true))]
 #[command(after_help = "\
 Examples:
   weir skip --consumer irc --older-than 1h --config weir.toml
@@ -205,10 +208,10 @@ pub(super) struct Skip {
     #[arg(long, value_name = "NAME")]
     consumer: String,
     /// What was received longer ago.
-    #[arg(long, value_name = "TIME", value_parser = duration, required_unless_present = "to_head")]
+    #[arg(long, value_name = "TIME", value_parser = duration, group = "what")]
     older_than: Option<Duration>,
     /// All that waits now.
-    #[arg(long, conflicts_with = "older_than")]
+    #[arg(long, group = "what")]
     to_head: bool,
     #[command(flatten)]
     data: DataArgs,
@@ -229,6 +232,7 @@ impl Skip {
 
 /// Delivers settled messages to a consumer again, marked as replayed, and then what follows.
 #[derive(Args)]
+#[command(group = ArgGroup::new("where_from").required(true))]
 #[command(after_help = "\
 Examples:
   weir replay --consumer archive --since 1h --config weir.toml
@@ -240,10 +244,10 @@ pub(super) struct Replay {
     #[arg(long, value_name = "NAME")]
     consumer: String,
     /// What was received within so long a time.
-    #[arg(long, value_name = "TIME", value_parser = duration, required_unless_present = "from")]
+    #[arg(long, value_name = "TIME", value_parser = duration, group = "where_from")]
     since: Option<Duration>,
     /// From this sequence number on.
-    #[arg(long, value_name = "SEQ", conflicts_with = "since")]
+    #[arg(long, value_name = "SEQ", group = "where_from")]
     from: Option<u64>,
     #[command(flatten)]
     data: DataArgs,

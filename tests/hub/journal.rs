@@ -484,6 +484,54 @@ fn what_is_given_up_is_set_aside_and_can_be_delivered_again() {
 }
 
 #[test]
+fn a_paused_consumer_gets_no_dead_letters_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = Arc::new(AtomicBool::new(false));
+    let (sender, seen) = unbounded();
+    let mended = good.clone();
+    let picky = kind("picky", move |message| {
+        if !mended.load(Ordering::SeqCst) {
+            return Err(Failure::dead_letter("not yet"));
+        }
+        sender.send(number(message))?;
+        Ok(())
+    });
+    let toml = "[consumers.picky]\ntopics = ''";
+    let (feed, hub) = kept(dir.path(), toml, [picky]);
+    send(&feed, "t", 0..3);
+    eventually("set aside", || consumer(&hub, "picky").dead_letters == 3);
+    good.store(true, Ordering::SeqCst);
+    let consumer_name = || "picky".to_owned();
+    let act = |action| hub.act(&action, "test").unwrap();
+    act(Action::Pause {
+        consumer: consumer_name(),
+    });
+    act(Action::Requeue {
+        filter: Filter::default(),
+    });
+    eventually("at the first letter", || {
+        consumer(&hub, "picky").state == State::Paused
+    });
+    act(Action::Skip {
+        consumer: consumer_name(),
+        older_than_seconds: None,
+    });
+    send(&feed, "t", 3..4); // the letters come before it, and they wait
+    eventually("received", || consumer(&hub, "picky").received >= 4);
+    assert!(seen.is_empty());
+    assert_eq!(consumer(&hub, "picky").dead_letters, 3);
+    act(Action::Resume {
+        consumer: consumer_name(),
+    });
+    let all: Vec<u64> = (0..4)
+        .map(|_| seen.recv_timeout(PATIENCE).unwrap())
+        .collect();
+    assert_eq!(all, [0, 1, 2, 3]);
+    eventually("gone", || consumer(&hub, "picky").dead_letters == 0);
+    assert_conserved(&hub.stop().status);
+}
+
+#[test]
 fn at_most_once_keeps_to_its_queue_beside_consumers_that_do_not() {
     let dir = tempfile::tempdir().unwrap();
     let slow = gated("slow");
