@@ -143,7 +143,8 @@ impl Scene {
         for role in roles {
             let (name, topics, settings) = (role.name, role.topics, role.settings);
             toml += &format!(
-                "[consumers.{name}]\nkind = 'witness'\ntopics = '{topics}'\nbatch = {}\n{settings}\n",
+                "[consumers.{name}]\nkind = 'witness'\ntopics = '{topics}'\nbatch = {}\n\
+                 {settings}\n",
                 role.batch
             );
         }
