@@ -523,6 +523,7 @@ impl Kept {
         if let Some(note) = loaded.note {
             warn!(note);
         }
+        let begins = loaded.cursors.is_none();
         let unclean = loaded
             .cursors
             .as_ref()
@@ -533,6 +534,9 @@ impl Kept {
         let (journal, recovered) = Journal::open(&journal_dir, &config.journal, next)?;
         for note in &recovered.notes {
             warn!(note);
+        }
+        if begins && recovered.segments > 0 {
+            warn!("the journal has no file of cursors: every consumer begins at its `start`");
         }
         let log_end = recovered.messages_end;
         if log_end < next {
@@ -574,11 +578,8 @@ impl Kept {
             paused: false,
             seen_ns: 0,
         });
-        let mut lost = (0, Reason::Corrupt);
-        if cursor.position < begin {
-            lost = (begin - cursor.position, Reason::Retention);
-            cursor.position = begin;
-        }
+        let taken = begin.saturating_sub(cursor.position);
+        cursor.position = cursor.position.max(begin);
         let mut router = Router::new(vec![consumer.settings.prefixes()]);
         let mut want = |topic: &str| {
             let route = router.route(topic.as_bytes());
@@ -591,7 +592,18 @@ impl Kept {
                 self.dir.path().display()
             )
         })?;
-        lost.0 += counted.lost;
+        let lost = [(Reason::Retention, taken), (Reason::Corrupt, counted.lost)];
+        for (reason, numbers) in lost {
+            if numbers > 0 {
+                let (consumer, reason) = (&consumer.name, reason.as_str());
+                warn!(
+                    consumer,
+                    reason,
+                    numbers,
+                    "sequence numbers are gone from the journal that it may have needed"
+                );
+            }
+        }
         if counted.messages > 0 {
             info!(
                 consumer = consumer.name,

@@ -77,12 +77,16 @@ impl Keeper {
         };
         for (name, queue) in &self.queues {
             let seen_ns = now - now % HOUR_NS;
-            let cursor = queue.cursor(seen_ns).unwrap_or_else(|| Cursor {
+            let mut cursor = queue.cursor(seen_ns).unwrap_or_else(|| Cursor {
                 position: self.journal.end(),
                 replayed_below: 0,
                 paused: queue.stats().is_paused(),
                 seen_ns,
             });
+            if clean {
+                // What was in memory and retention had taken from the journal is counted by now.
+                cursor.position = cursor.position.max(self.journal.begin());
+            }
             cursors.consumers.insert(name.clone(), cursor);
         }
         if *saved == cursors {

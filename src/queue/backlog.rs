@@ -108,7 +108,7 @@ pub(crate) struct Start {
     /// Messages that wait, of how many bytes, and when the first of them was received.
     pub(crate) waiting: (u64, u64, u64),
     /// Sequence numbers that may have been for it and can't be read any more, and why.
-    pub(crate) lost: (u64, Reason),
+    pub(crate) lost: [(Reason, u64); 2],
 }
 
 /// One worker's way to its messages.
@@ -146,10 +146,12 @@ impl Queue {
         hand.replayed_below = cursor.replayed_below;
         self.stats.pause(cursor.paused);
         let (messages, bytes, first_ns) = start.waiting;
-        let (lost, why) = start.lost;
-        if messages + lost > 0 {
-            self.stats.backlog(messages + lost, bytes, first_ns);
-            hand.gap = Some(why);
+        for (reason, lost) in start.lost {
+            self.stats.received(lost as usize, 0, first_ns);
+            self.stats.dropped(reason, lost as usize, 0);
+        }
+        if messages > 0 {
+            self.stats.backlog(messages, bytes, first_ns);
             self.side.get_mut().behind = Some(Behind {
                 start: cursor.position,
                 end,

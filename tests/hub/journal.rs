@@ -620,6 +620,44 @@ fn retention_takes_from_a_consumer_that_is_too_far_behind_and_counts_it() {
 }
 
 #[test]
+fn what_retention_took_is_counted_once_and_not_again_after_a_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let toml = "journal.keep = { bytes = '128 MiB' }\n\
+                [consumers.a]\ntopics = ''\nqueue.messages = 8\n[consumers.null]\ntopics = ''";
+    let (kind, _seen) = recorder("a");
+    let (feed, hub) = kept(dir.path(), toml, [kind]);
+    let pause = Action::Pause {
+        consumer: "a".into(),
+    };
+    hub.act(&pause, "test").unwrap();
+    const COUNT: u64 = 250;
+    for _ in 0..COUNT {
+        feed.send("t", vec![b' '; 1 << 20]).unwrap();
+    }
+    eventually("all there", || consumer(&hub, "null").consumed == COUNT);
+    eventually("within bounds", || {
+        hub.status().journal.unwrap().bytes <= 128 << 20
+    });
+    let stopped = hub.stop();
+    assert_conserved(&stopped.status);
+    let it = stopped
+        .status
+        .consumers
+        .iter()
+        .find(|c| c.name == "a")
+        .unwrap();
+    let waiting = it.queue_messages;
+    assert!(it.dropped.of(Reason::Retention) > 0, "{it:?}");
+    assert_eq!(it.dropped.total() + waiting, COUNT);
+
+    let (_feed, hub) = kept(dir.path(), toml, [recorder("a").0]);
+    let it = consumer(&hub, "a");
+    assert_eq!((it.received, it.queue_messages), (waiting, waiting));
+    assert_eq!(it.dropped.total(), 0);
+    hub.stop();
+}
+
+#[test]
 fn the_journal_can_be_turned_off() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
