@@ -4,7 +4,6 @@ mod damage;
 mod disk;
 mod fixture;
 mod invariants;
-mod measure;
 mod model;
 
 use super::*;
