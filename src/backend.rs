@@ -12,6 +12,9 @@ use crate::stats::SourceStats;
 pub mod memory;
 pub mod zmq;
 
+/// No more is taken at a time once so many bytes of payload are: a batch is held in memory whole.
+const BATCH_BYTES: usize = 8 << 20;
+
 /// Takes a message: its topic, its payload, and its number at the source if it carries one.
 pub type Accept<'a> = dyn FnMut(&[u8], Bytes, Option<u64>) + 'a;
 

@@ -785,6 +785,30 @@ impl DeadLetters {
         })
     }
 
+    /// A letter is about to be delivered again. Its mark goes first: if the delivery ends the
+    /// process, it is a dead letter as before, and not the first thing of the next start. Answers
+    /// whether it was still there and marked; else it is not to be delivered.
+    ///
+    /// # Errors
+    /// Why the file could not be written.
+    pub fn delivering(&self, id: i64) -> Result<bool, String> {
+        self.change(|transaction, figures| {
+            let update = "UPDATE letters SET requeued = FALSE WHERE id = ? AND requeued
+                          RETURNING consumer";
+            let consumer = transaction
+                .prepare_cached(update)?
+                .query_row([id], |row| row.get::<_, String>("consumer"))
+                .optional()?;
+            let Some(consumer) = consumer else {
+                return Ok(false);
+            };
+            if let Some(summary) = figures.consumers.get_mut(&consumer) {
+                summary.requeued = summary.requeued.saturating_sub(1);
+            }
+            Ok(true)
+        })
+    }
+
     /// A letter that was delivered again is done with: it is deleted, if it is still there.
     ///
     /// # Errors

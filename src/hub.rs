@@ -275,11 +275,13 @@ impl Starting {
             false => None,
         };
         let mut lanes: HashMap<&str, Arc<Mutex<()>>> = HashMap::new();
+        let alone: Arc<Mutex<()>> = Arc::default();
         let mut consumers = Vec::new();
         for consumer in &config.consumers {
             let lane = (consumer.settings.lane.as_deref())
                 .map(|lane| lanes.entry(lane).or_default().clone());
-            let workers = Workers::build(consumer, &config.hub, &publisher, lane, &mut kept)?;
+            let workers =
+                Workers::build(consumer, &config.hub, &publisher, lane, &alone, &mut kept)?;
             consumers.push(workers);
         }
         let queues: Vec<(String, Arc<Queue>)> = (consumers.iter())
@@ -521,6 +523,7 @@ impl Kept {
         if let Some(note) = loaded.note {
             warn!(note);
         }
+        let begins = loaded.cursors.is_none();
         let unclean = loaded
             .cursors
             .as_ref()
@@ -531,6 +534,9 @@ impl Kept {
         let (journal, recovered) = Journal::open(&journal_dir, &config.journal, next)?;
         for note in &recovered.notes {
             warn!(note);
+        }
+        if begins && recovered.segments > 0 {
+            warn!("the journal has no file of cursors: every consumer begins at its `start`");
         }
         let log_end = recovered.messages_end;
         if log_end < next {
@@ -572,11 +578,8 @@ impl Kept {
             paused: false,
             seen_ns: 0,
         });
-        let mut lost = (0, Reason::Corrupt);
-        if cursor.position < begin {
-            lost = (begin - cursor.position, Reason::Retention);
-            cursor.position = begin;
-        }
+        let taken = begin.saturating_sub(cursor.position);
+        cursor.position = cursor.position.max(begin);
         let mut router = Router::new(vec![consumer.settings.prefixes()]);
         let mut want = |topic: &str| {
             let route = router.route(topic.as_bytes());
@@ -589,7 +592,18 @@ impl Kept {
                 self.dir.path().display()
             )
         })?;
-        lost.0 += counted.lost;
+        let lost = [(Reason::Retention, taken), (Reason::Corrupt, counted.lost)];
+        for (reason, numbers) in lost {
+            if numbers > 0 {
+                let (consumer, reason) = (&consumer.name, reason.as_str());
+                warn!(
+                    consumer,
+                    reason,
+                    numbers,
+                    "sequence numbers are gone from the journal that it may have needed"
+                );
+            }
+        }
         if counted.messages > 0 {
             info!(
                 consumer = consumer.name,
@@ -619,6 +633,7 @@ impl Kept {
             return Ok((0..workers).map(|_| None).collect());
         }
         let until = self.journal.end();
+        self.suspects.forget_below(consumer, position);
         let set_aside = Arc::new(self.dead_letters.known(consumer, position..until)?);
         let careful = |_| {
             Some(Careful {
@@ -646,6 +661,7 @@ impl<'c> Workers<'c> {
         hub: &config::Hub,
         publisher: &Publisher,
         lane: Option<Arc<Mutex<()>>>,
+        alone: &Arc<Mutex<()>>,
         kept: &mut Option<Kept>,
     ) -> Result<Self, String> {
         let settings = &config.settings;
@@ -691,6 +707,7 @@ impl<'c> Workers<'c> {
                 usize::MAX
             },
             lane,
+            alone: alone.clone(),
             build,
             dead_letters: kept.as_ref().map(|kept| kept.dead_letters.clone()),
         });

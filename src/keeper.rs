@@ -22,6 +22,9 @@ use crate::stats::now_ns;
 const WARN_AT: f64 = 0.8;
 /// Cursors of consumers say when they were last configured, to the hour.
 const HOUR_NS: u64 = 3_600_000_000_000;
+/// When the cursors are written after a start, if their interval is longer; each pause is then
+/// twice the one before. A hub that dies soon after each start gets on even so.
+const FIRST: Duration = Duration::from_millis(20);
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 /// The bounds of the journal are looked at so often at least.
 const RETAIN_EVERY: Duration = Duration::from_secs(5);
@@ -74,12 +77,16 @@ impl Keeper {
         };
         for (name, queue) in &self.queues {
             let seen_ns = now - now % HOUR_NS;
-            let cursor = queue.cursor(seen_ns).unwrap_or_else(|| Cursor {
+            let mut cursor = queue.cursor(seen_ns).unwrap_or_else(|| Cursor {
                 position: self.journal.end(),
                 replayed_below: 0,
                 paused: queue.stats().is_paused(),
                 seen_ns,
             });
+            if clean {
+                // What was in memory and retention had taken from the journal is counted by now.
+                cursor.position = cursor.position.max(self.journal.begin());
+            }
             cursors.consumers.insert(name.clone(), cursor);
         }
         if *saved == cursors {
@@ -118,10 +125,12 @@ impl Keeper {
         let mut warned = vec![false; self.queues.len()];
         let mut expire_due = Instant::now();
         let mut save_due = Instant::now();
+        let mut save_every = FIRST.min(self.settings.cursors);
         let mut expired = 0;
         loop {
             if Instant::now() >= save_due {
-                save_due = Instant::now() + self.settings.cursors;
+                save_due = Instant::now() + save_every;
+                save_every = (save_every * 2).min(self.settings.cursors);
                 let outcome = self.save(false);
                 match (&outcome, &failing) {
                     (Err(why), None) => {
@@ -149,7 +158,7 @@ impl Keeper {
                     "dead letters deleted: dead_letters.keep allows no more"
                 );
             }
-            if stop.sleep(self.settings.cursors.min(RETAIN_EVERY)) {
+            if stop.sleep(save_every.min(RETAIN_EVERY)) {
                 return;
             }
         }

@@ -451,11 +451,11 @@ impl Queue {
         self.notify_steered();
     }
 
-    /// Sleeps while the consumer is paused and nothing happens that concerns it. Answers whether
-    /// it may go on; `false` when the hub stops.
-    pub fn await_steering(&self, message: &Message) -> bool {
+    /// Sleeps while the consumer is paused, and until the message in hand, if there is one, is to be
+    /// skipped. Answers whether to go on; `false` when the hub stops.
+    pub fn await_steering(&self, in_hand: Option<&Message>) -> bool {
         let mut guard = self.steered.0.lock();
-        while self.stats.is_paused() && !self.skips(message) {
+        while self.stats.is_paused() && !in_hand.is_some_and(|message| self.skips(message)) {
             if self.closed.load(Ordering::SeqCst) {
                 return false;
             }

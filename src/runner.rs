@@ -11,6 +11,8 @@
 //! 7. a message is set aside, durably against the end of the process, before it counts as settled
 //! 8. after an unclean stop, what is delivered is noted first, so that a message that ends the
 //!    process is set aside after its attempts (`journal::Suspects`)
+//! 9. messages under that suspicion are delivered one at a time in the whole hub, so that a further
+//!    end of the process counts against one of them and not against all that were at work
 //!
 //! Left to others: what is in the queue (`queue`), when to stop (`hub`).
 
@@ -29,7 +31,7 @@ use tracing::{debug, error, info, warn};
 use weir_consumer::settings::{Mistake, duration};
 use weir_consumer::{Consumer, Delivery, Failure, Message, Verdict, deliver, tick};
 
-use crate::dead_letters::{self, Cause, DeadLetters, Letter};
+use crate::dead_letters::{self, Cause, DeadLetters, Filter, Letter};
 use crate::journal::{Slot, Suspect};
 use crate::lifecycle::Stop;
 use crate::queue::{Piece, Queue, Taken, Taker};
@@ -41,6 +43,9 @@ use rate::Bucket;
 const CHEAP: Duration = Duration::from_micros(20);
 const SAMPLE: u32 = 128;
 const TICK: Duration = Duration::from_secs(1);
+/// A delivery under suspicion that takes longer than this does not keep others waiting: it may be
+/// stuck, and what ends the process seldom takes so long.
+const ALONE: Duration = Duration::from_secs(10);
 /// Dead letters that are read at a time to be delivered again.
 const LETTERS: usize = 64;
 
@@ -114,6 +119,8 @@ pub struct Settings {
     pub(crate) batch_limit: usize,
     /// What consumers of the same lane share.
     pub lane: Option<Arc<Mutex<()>>>,
+    /// Held while a message is delivered that may have ended the process; shared by all of the hub.
+    pub(crate) alone: Arc<Mutex<()>>,
     /// Makes an instance.
     pub build: Build,
     /// Where messages are set aside; without it they are dropped.
@@ -296,7 +303,10 @@ impl<'h> Runner<'h> {
             }
             let (batch, after) = left.split_at(self.batch_len(left));
             match self.settle(batch) {
-                Ok(()) => left = after,
+                Ok(()) => {
+                    self.forget(&batch[0]);
+                    left = after;
+                }
                 // A batch that was taken apart may have been settled in part.
                 Err(settled) => {
                     self.leave(&left[settled..]);
@@ -365,8 +375,7 @@ impl<'h> Runner<'h> {
             }
         }
         loop {
-            self.beware(batch, trouble.attempts + 1);
-            let Some(delivery) = self.deliver(batch) else {
+            let Some(delivery) = self.deliver(batch, trouble.attempts + 1) else {
                 return Err(0);
             };
             let (verdict, cause, crashed) = match delivery {
@@ -557,17 +566,42 @@ impl<'h> Runner<'h> {
     fn deliver_letter(&mut self, letter: Letter) -> Next {
         let (topic, seq) = (letter.topic.into(), letter.seq);
         let message = Message::again(topic, letter.payload, letter.received_ns, seq);
+        self.letter = Some(letter.id);
         if self.queue.stats().is_paused() && !self.await_steering(&message) {
             return Next::End;
         }
+        let marked = match &self.settings.dead_letters {
+            Some(store) => store.delivering(letter.id),
+            None => Ok(false),
+        };
+        if let Err(why) = &marked {
+            let (consumer, letter) = (&self.settings.name, letter.id);
+            warn!(consumer, letter, why, "not delivered again now");
+        }
+        if marked != Ok(true) {
+            self.letter = None;
+            return Next::GoOn;
+        }
         self.queue.receive_letter(&message, now_ns());
-        self.letter = Some(letter.id);
         let outcome = self.settle(std::slice::from_ref(&message));
         self.letter = None;
         match outcome {
             Ok(()) => self.tick_if_due(),
             Err(_) => {
-                // It stays requeued, and is delivered after the next start.
+                // It is delivered after the next start.
+                let one = Filter {
+                    ids: vec![letter.id],
+                    ..Filter::default()
+                };
+                if let Some(store) = &self.settings.dead_letters
+                    && let Err(why) = store.requeue(&one)
+                {
+                    let (consumer, letter) = (&self.settings.name, letter.id);
+                    warn!(
+                        consumer,
+                        letter, why, "this dead letter has to be requeued once more"
+                    );
+                }
                 self.worker.hold(message.received_ns(), 0);
                 if self.queue.stats().is_halted() {
                     self.worker.state(State::Halted);
@@ -578,6 +612,12 @@ impl<'h> Runner<'h> {
                 Next::End
             }
         }
+    }
+
+    /// Whether a message may be what ended the process.
+    fn is_suspect(&self, message: &Message) -> bool {
+        let careful = self.careful.as_ref().filter(|_| self.letter.is_none());
+        careful.is_some_and(|careful| careful.of(message).is_some())
     }
 
     /// Whether a message was set aside before the process ended without a stop.
@@ -620,11 +660,21 @@ impl<'h> Runner<'h> {
         }
     }
 
-    /// Waits while the consumer is paused; answers whether to go on.
+    /// What may have ended the process and is settled is under no suspicion any more.
+    fn forget(&mut self, message: &Message) {
+        if self.is_suspect(message)
+            && let Some(careful) = &mut self.careful
+        {
+            careful.slot.forget(message.seq());
+        }
+    }
+
+    /// Waits while the consumer is paused; answers whether to go on. No skip concerns a letter.
     fn await_steering(&self, message: &Message) -> bool {
         self.worker.hold(message.received_ns(), 0);
         self.worker.state(State::Paused);
-        self.queue.await_steering(message)
+        let in_hand = Some(message).filter(|_| self.letter.is_none());
+        self.queue.await_steering(in_hand)
     }
 
     fn halt(&self, message: &Message, cause: &Failure) {
@@ -637,7 +687,7 @@ impl<'h> Runner<'h> {
     }
 
     /// One delivery; none when the worker has to end instead.
-    fn deliver(&mut self, batch: &[Message]) -> Option<Delivery> {
+    fn deliver(&mut self, batch: &[Message], attempt: u32) -> Option<Delivery> {
         let worker = self.worker;
         let head_ns = batch[0].received_ns();
         if self.settings.rate.is_some() {
@@ -656,9 +706,18 @@ impl<'h> Runner<'h> {
             }
             None => None,
         };
+        let suspect = self.is_suspect(&batch[0]);
+        let alone = match suspect {
+            true => {
+                worker.hold(head_ns, 0);
+                self.enter_for(&settings.alone, ALONE)
+            }
+            false => None,
+        };
         if self.ends_now() {
             return None;
         }
+        self.beware(batch, attempt);
         worker.hold(head_ns, batch.len());
         worker.state(State::Working);
         let consumer = self.consumer.as_deref_mut()?;
@@ -677,6 +736,13 @@ impl<'h> Runner<'h> {
             self.untimed = if time < CHEAP { 0 } else { SAMPLE };
             delivery
         };
+        if let Some(careful) = self.careful.as_mut().filter(|_| suspect) {
+            // Before another one is delivered, or its end would count against this one too.
+            let _ = careful.slot.clear();
+        }
+        if let Some(alone) = alone {
+            MutexGuard::unlock_fair(alone);
+        }
         if let Some(lane) = lane {
             // To whoever waits for it, in turn: an ordinary unlock lets this thread take it again.
             MutexGuard::unlock_fair(lane);
@@ -711,7 +777,13 @@ impl<'h> Runner<'h> {
         }
     }
 
+    /// Waits for a lane; none when the worker has to end instead.
     fn enter<'l>(&self, lane: &'l Mutex<()>) -> Option<MutexGuard<'l, ()>> {
+        self.enter_for(lane, Duration::MAX)
+    }
+
+    /// Waits for a lane, so long at most.
+    fn enter_for<'l>(&self, lane: &'l Mutex<()>, most: Duration) -> Option<MutexGuard<'l, ()>> {
         if let Some(guard) = lane.try_lock() {
             return Some(guard);
         }
@@ -720,7 +792,8 @@ impl<'h> Runner<'h> {
         loop {
             // Wakes up now and then to see the deadline: the one inside may be stuck.
             let guard = lane.try_lock_for(Duration::from_millis(100));
-            if guard.is_some() || self.stop.deadline.is_raised() {
+            let ends = self.stop.deadline.is_raised() || begin.elapsed() >= most;
+            if guard.is_some() || ends {
                 self.worker.lane_waited(begin.elapsed());
                 return guard;
             }

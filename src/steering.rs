@@ -206,16 +206,12 @@ impl Steering {
 const NO_JOURNAL: &str = "this hub keeps nothing on disk (journal.enabled = false)";
 
 fn unknown<'n>(consumer: &str, names: impl Iterator<Item = &'n str> + Clone) -> String {
-    match nearest(consumer, names.clone()) {
-        Some(near) => format!("there is no consumer {consumer:?}; did you mean {near:?}?"),
-        None => {
-            let names: Vec<&str> = names.collect();
-            format!(
-                "there is no consumer {consumer:?}; known: {}",
-                names.join(", ")
-            )
-        }
-    }
+    let instead = match nearest(consumer, names.clone()) {
+        Some(near) => format!("did you mean {near:?}?"),
+        None if names.clone().next().is_none() => "no hub has been started here yet".into(),
+        None => format!("known: {}", names.collect::<Vec<_>>().join(", ")),
+    };
+    format!("there is no consumer {consumer:?}; {instead}")
 }
 
 fn first_since(journal: &Journal, seconds: f64) -> Result<u64, String> {
@@ -319,6 +315,9 @@ fn offline_perform(
                 )));
             }
             cursor.position = to;
+            if to >= cursor.replayed_below {
+                cursor.replayed_below = 0;
+            }
             format!("{consumer} goes on at sequence number {to} instead of {before}")
         }
         _ => return Err("this needs a running hub".into()),

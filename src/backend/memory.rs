@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, SendError, Sender, bounded};
 
-use super::{Accept, Backend};
+use super::{Accept, BATCH_BYTES, Backend};
 use crate::stats::SourceStats;
 
 /// The receiving end, for the hub.
@@ -80,7 +80,12 @@ impl Backend for Memory {
                 default(wait) => {}
             }
         }
-        for (topic, payload) in self.messages.try_iter().take(max - received) {
+        let mut bytes = 0;
+        while received < max
+            && bytes < BATCH_BYTES
+            && let Ok((topic, payload)) = self.messages.try_recv()
+        {
+            bytes += payload.len();
             accept(topic.as_bytes(), payload, None);
             received += 1;
         }

@@ -33,11 +33,8 @@ use serde::Deserialize;
 use tracing::{info, warn};
 use weir_consumer::settings::{self, Mistake, duration, size};
 
-use super::{Accept, Backend};
+use super::{Accept, BATCH_BYTES, Backend};
 use crate::stats::{Refusal, SourceStats};
-
-/// No more is taken at a time once so many bytes of payload are: a batch is held in memory whole.
-const BATCH_BYTES: usize = 8 << 20;
 
 /// Payloads from this size on are not copied: what libzmq's `in_batch_size` is.
 const COPY_BELOW: usize = 8192;

@@ -2,17 +2,19 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, select, tick};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use tracing::{error, info};
 
 use super::{ConfigArgs, Failure, say};
 use crate::config::{Config, Delivery};
+use crate::data_dir;
 use crate::hub::{self, Stopped};
 use crate::monitor::ConsumerStatus;
 use crate::registry::Registry;
@@ -36,6 +38,8 @@ impl Hub {
     pub(super) fn run(&self, registry: &Registry) -> Result<(), Failure> {
         let config = self.config.load(registry)?;
         let signals = signals()?;
+        // A file that reaches a limit of the process (ulimit -f) is to be an error like a full disk.
+        signal_hook::flag::register(SIGXFSZ, Arc::default())?;
         let hub = hub::Hub::start(&config).map_err(Failure::run)?;
         say(&banner(&config, &hub));
         let manager = Manager::new()?;
@@ -155,9 +159,9 @@ fn banner(config: &Config, hub: &hub::Hub) -> String {
         let _ = writeln!(out, "  status    http://{http}/status");
     }
     if let Some(journal) = &hub.figures().journal {
-        let (shot, dir) = (journal.snapshot(), config.hub.data_dir.display());
-        let kept = shot.end - shot.begin;
-        let _ = writeln!(out, "  journal   {dir}/journal, {kept} messages kept");
+        let dir = data_dir::journal(&config.hub.data_dir);
+        let mib = journal.snapshot().bytes as f64 / f64::from(1 << 20);
+        let _ = writeln!(out, "  journal   {}, {mib:.1} MiB", dir.display());
     }
     if let Some(statsd) = &config.statsd {
         let _ = writeln!(

@@ -125,7 +125,7 @@ fn describe(report: &Report) -> String {
         if its.cursor.paused {
             notes.push_str("  paused");
         }
-        if its.cursor.replayed_below > 0 {
+        if its.cursor.replayed_below > its.cursor.position {
             let _ = write!(notes, "  replaying up to {}", its.cursor.replayed_below);
         }
         let _ = writeln!(

@@ -1,14 +1,15 @@
 //! Commands that tell a hub something: through its socket while it runs, else in its data.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde_json::json;
 
-use super::{ConfigArgs, Failure, duration};
+use super::{ConfigArgs, Failure, duration, say};
 use crate::config::Config;
 use crate::data_dir::{self, DataDir, Refused};
 use crate::registry::Registry;
@@ -17,6 +18,8 @@ use crate::{dead_letters, journal};
 
 /// A replay reads what it goes back over.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// Before somebody who waits is told so.
+const IMPATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a hub's data is.
 #[derive(Args)]
@@ -87,6 +90,14 @@ impl Data {
                  and can't be told anything",
             ));
         }
+        let known = ["LOCK", "journal", dead_letters::FILE];
+        if !known.iter().any(|name| self.dir.join(name).exists()) {
+            return Err(Failure::usage(format!(
+                "{} is no data directory of a hub: it has none of {}",
+                self.dir.display(),
+                known.join(", ")
+            )));
+        }
         match DataDir::open(&self.dir) {
             Ok(dir) => {
                 let by = format!("{} (stopped)", user());
@@ -101,11 +112,12 @@ impl Data {
     }
 }
 
+/// Whose process this is, as the hub says it of whoever is at its socket.
 fn user() -> String {
-    ["SUDO_USER", "USER", "LOGNAME"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok())
-        .unwrap_or_else(|| "somebody".into())
+    match std::fs::metadata("/proc/self") {
+        Ok(process) => format!("uid {}", process.uid()),
+        Err(_) => "unknown".into(),
+    }
 }
 
 /// Asks the running hub. By hand, because this is one request to our own server, over a Unix
@@ -113,7 +125,6 @@ fn user() -> String {
 fn ask(socket: &Path, action: &Action) -> Result<Outcome, Failure> {
     let talk = || -> std::io::Result<String> {
         let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
         let body = serde_json::to_string(action)?;
         write!(
             stream,
@@ -121,14 +132,13 @@ fn ask(socket: &Path, action: &Action) -> Result<Outcome, Failure> {
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        read(&mut stream)
     };
     let answer = talk().map_err(|error| {
         Failure::run(format!(
-            "a process has the data directory, but can't be talked to at {}: {error}; is it a hub \
-             that is just starting or stopping, or a weir built without the feature `http`?",
+            "a process has the data directory, but can't be talked to at {}: {error}; another \
+             command may be at work, or the hub just starting or stopping: try again. (A hub built \
+             without the feature `http` can't be told anything while it runs.)",
             socket.display()
         ))
     })?;
@@ -137,6 +147,24 @@ fn ask(socket: &Path, action: &Action) -> Result<Outcome, Failure> {
         Some("200") => serde_json::from_str(body)
             .map_err(|error| Failure::run(format!("the hub's answer makes no sense: {error}"))),
         _ => Err(Failure::run(body.trim_end())),
+    }
+}
+
+/// Reads to the end, and says so when that takes long.
+fn read(stream: &mut UnixStream) -> std::io::Result<String> {
+    let begin = Instant::now();
+    let (mut answer, mut part) = (Vec::new(), [0; 4096]);
+    stream.set_read_timeout(Some(IMPATIENCE))?;
+    loop {
+        match stream.read(&mut part) {
+            Ok(0) => return Ok(String::from_utf8_lossy(&answer).into_owned()),
+            Ok(length) => answer.extend_from_slice(&part[..length]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock && begin.elapsed() < PATIENCE => {
+                say("the hub has not answered yet; it will do it even if you don't wait\n");
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -196,6 +224,7 @@ impl Resume {
 
 /// Drops what waits for a consumer; it is counted as dropped{reason="skipped"}.
 #[derive(Args)]
+#[command(group = ArgGroup::new("what").required(true))]
 #[command(after_help = "\
 Examples:
   weir skip --consumer irc --older-than 1h --config weir.toml
@@ -205,10 +234,10 @@ pub(super) struct Skip {
     #[arg(long, value_name = "NAME")]
     consumer: String,
     /// What was received longer ago.
-    #[arg(long, value_name = "TIME", value_parser = duration, required_unless_present = "to_head")]
+    #[arg(long, value_name = "TIME", value_parser = duration, group = "what")]
     older_than: Option<Duration>,
     /// All that waits now.
-    #[arg(long, conflicts_with = "older_than")]
+    #[arg(long, group = "what")]
     to_head: bool,
     #[command(flatten)]
     data: DataArgs,
@@ -229,6 +258,7 @@ impl Skip {
 
 /// Delivers settled messages to a consumer again, marked as replayed, and then what follows.
 #[derive(Args)]
+#[command(group = ArgGroup::new("where_from").required(true))]
 #[command(after_help = "\
 Examples:
   weir replay --consumer archive --since 1h --config weir.toml
@@ -240,10 +270,10 @@ pub(super) struct Replay {
     #[arg(long, value_name = "NAME")]
     consumer: String,
     /// What was received within so long a time.
-    #[arg(long, value_name = "TIME", value_parser = duration, required_unless_present = "from")]
+    #[arg(long, value_name = "TIME", value_parser = duration, group = "where_from")]
     since: Option<Duration>,
     /// From this sequence number on.
-    #[arg(long, value_name = "SEQ", conflicts_with = "since")]
+    #[arg(long, value_name = "SEQ", group = "where_from")]
     from: Option<u64>,
     #[command(flatten)]
     data: DataArgs,

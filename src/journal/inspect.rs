@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::cursors::{Cursor, Cursors};
+use super::cursors::{Cursor, Cursors, Loaded};
 use super::recovery::{header, list};
 use super::segment::{Found, HEADER, Scan, read_footer};
 
@@ -113,6 +113,8 @@ pub fn inspect(dir: &Path, check: bool) -> Result<Report, String> {
             dir.display()
         )
     })?;
+    // Before the segments: what they know of is there by then.
+    let loaded = Cursors::load(dir);
     let mut report = Report {
         problems: listing.strange,
         ..Report::default()
@@ -150,7 +152,7 @@ pub fn inspect(dir: &Path, check: bool) -> Result<Report, String> {
         report.segments.push(segment);
     }
     report.end = log_end.unwrap_or(0);
-    report.cursors(dir);
+    report.cursors(loaded);
     Ok(report)
 }
 
@@ -161,8 +163,8 @@ impl Report {
         }
     }
 
-    fn cursors(&mut self, dir: &Path) {
-        let loaded = match Cursors::load(dir) {
+    fn cursors(&mut self, loaded: Result<Loaded, String>) {
+        let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(why) => return self.problems.push(why),
         };
@@ -171,6 +173,15 @@ impl Report {
             return;
         };
         self.clean = Some(cursors.clean);
+        // A log without a message may have been removed whole, by its bounds.
+        if (1..cursors.next).contains(&self.end) {
+            self.problems.push(format!(
+                "sequence numbers {} to {} were given out and are not in the log: cut off as \
+                 damaged, lost with the power, or never written because the disk was full or broken",
+                self.end,
+                cursors.next - 1
+            ));
+        }
         self.end = self.end.max(cursors.next);
         for (consumer, cursor) in cursors.consumers {
             self.cursors.push(CursorReport {

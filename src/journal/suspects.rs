@@ -5,18 +5,17 @@
 //! of this file; the next start reads from the slots what to be careful with, and how often it was
 //! tried. A note survives the end of the process, not that of the power: that costs no sync.
 //!
-//! 1. A slot is not overwritten before a worker of its own consumer does so: a second death before
-//!    that forgets nothing.
+//! 1. What was in flight at a death is remembered until it is settled: a second death before that,
+//!    of whatever message, forgets nothing.
 //! 2. A damaged slot is nobody's.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-
-use parking_lot::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::frame::{u32_at, u64_at};
 use super::named;
@@ -31,22 +30,15 @@ const MAGIC: [u8; 8] = *b"weirslot";
 /// The slots of all workers.
 pub struct Suspects {
     file: Arc<File>,
-    old: Vec<Old>,
-    given: Mutex<Given>,
+    old: Arc<[Old]>,
+    /// Slots given to workers, behind the old ones.
+    given: AtomicUsize,
 }
 
 /// A slot as it was found.
 struct Old {
     consumer: u64,
     suspect: Suspect,
-}
-
-#[derive(Default)]
-struct Given {
-    /// How many slots each consumer has been given.
-    consumers: HashMap<u64, usize>,
-    /// Beyond the old ones.
-    fresh: usize,
 }
 
 /// Messages that were in flight when the process died.
@@ -74,7 +66,10 @@ impl Suspects {
         let mut options = OpenOptions::new();
         let file = (options.read(true).write(true).create(true).truncate(clean)).open(path)?;
         let bytes = read_at(&file, 0, (SLOT * SLOTS_MAX) as u64)?;
-        let old: Vec<Old> = bytes.chunks_exact(SLOT).filter_map(decode).collect();
+        let mut old: Vec<Old> = bytes.chunks_exact(SLOT).filter_map(decode).collect();
+        // Of several deaths with the same message, the last tells of them all.
+        old.sort_unstable_by_key(|old| (old.key(), Reverse(old.suspect.attempts)));
+        old.dedup_by_key(|old| old.key());
         // Close together, and nothing else: what is free stands behind.
         let mut image = Vec::with_capacity(old.len() * SLOT);
         for slot in &old {
@@ -86,8 +81,8 @@ impl Suspects {
         }
         Ok(Suspects {
             file: Arc::new(file),
-            old,
-            given: Mutex::default(),
+            old: old.into(),
+            given: AtomicUsize::new(0),
         })
     }
 
@@ -98,29 +93,43 @@ impl Suspects {
         its.map(|old| old.suspect).collect()
     }
 
+    /// Forgets what this consumer had in flight before this position: it is settled.
+    pub fn forget_below(&self, consumer: &str, position: u64) {
+        let consumer = hash(consumer);
+        for (place, old) in self.old.iter().enumerate() {
+            if old.consumer == consumer && old.suspect.last < position {
+                erase(&self.file, place);
+            }
+        }
+    }
+
     /// A slot for one more worker of this consumer.
     pub fn slot(&self, consumer: &str) -> Slot {
-        let consumer = hash(consumer);
-        let mut given = self.given.lock();
-        let nth = given.consumers.entry(consumer).or_default();
-        let mut its = (0..self.old.len()).filter(|place| self.old[*place].consumer == consumer);
-        let place = its.nth(*nth);
-        *nth += 1;
-        let place = place.unwrap_or_else(|| {
-            given.fresh += 1;
-            self.old.len() + given.fresh - 1
-        });
+        let place = self.old.len() + self.given.fetch_add(1, Ordering::Relaxed);
         Slot {
             file: self.file.clone(),
-            consumer,
+            old: self.old.clone(),
+            consumer: hash(consumer),
             offset: (place < SLOTS_MAX).then_some((place * SLOT) as u64),
         }
     }
 }
 
+impl Old {
+    fn key(&self) -> (u64, u64, u64) {
+        (self.consumer, self.suspect.first, self.suspect.last)
+    }
+}
+
+/// A note that stays makes its message wait for others under suspicion, no more.
+fn erase(file: &File, place: usize) {
+    let _ = file.write_all_at(&[0; SLOT], (place * SLOT) as u64);
+}
+
 /// Where one worker notes what it delivers.
 pub struct Slot {
     file: Arc<File>,
+    old: Arc<[Old]>,
     consumer: u64,
     /// None when there are too many workers.
     offset: Option<u64>,
@@ -146,6 +155,15 @@ impl Slot {
     /// The disk's reason; what was noted before may still be there.
     pub fn clear(&mut self) -> io::Result<()> {
         self.write(&[0; SLOT])
+    }
+
+    /// Notes that a message that was in flight at a death is settled.
+    pub fn forget(&mut self, seq: u64) {
+        for (place, old) in self.old.iter().enumerate() {
+            if old.consumer == self.consumer && old.suspect.last == seq {
+                erase(&self.file, place);
+            }
+        }
     }
 
     fn write(&self, bytes: &[u8; SLOT]) -> io::Result<()> {
@@ -212,26 +230,36 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_not_overwritten_by_another_consumer() {
+    fn what_was_in_flight_is_remembered_until_it_is_settled() {
         let dir = tempfile::tempdir().unwrap();
-        let suspects = Suspects::open(dir.path(), true).unwrap();
+        let open = || Suspects::open(dir.path(), false).unwrap();
+        let attempts = |consumer: &str| -> Vec<(u64, u32)> {
+            let suspects = open().of(consumer);
+            suspects.iter().map(|s| (s.first, s.attempts)).collect()
+        };
+        let suspects = open();
         let (mut b, mut a) = (suspects.slot("b"), suspects.slot("a"));
         a.set(5, 5, 1).unwrap();
         b.set(6, 6, 1).unwrap();
         for round in 2..5 {
-            // b's worker is the first at work, and dies again before a's has begun.
-            let suspects = Suspects::open(dir.path(), false).unwrap();
-            let (mut b, _a) = (suspects.slot("b"), suspects.slot("a"));
+            // b's worker is the first at work, and dies again; a's is at another message.
+            let suspects = open();
+            let (mut a, mut b) = (suspects.slot("a"), suspects.slot("b"));
             b.set(6, 6, round).unwrap();
-            assert_eq!(suspects.of("a")[0].attempts, 1);
+            a.set(4, 4, 1).unwrap();
+            assert_eq!(attempts("b"), [(6, round)]);
+            assert_eq!(attempts("a"), [(4, 1), (5, 1)]);
         }
-        let suspects = Suspects::open(dir.path(), false).unwrap();
-        assert_eq!(suspects.of("a")[0].attempts, 1);
-        assert_eq!(suspects.of("b")[0].attempts, 4);
-        // A worker more than there were before gets a free slot.
-        let (_old, mut more) = (suspects.slot("a"), suspects.slot("a"));
-        more.set(9, 9, 1).unwrap();
-        assert_eq!(Suspects::open(dir.path(), false).unwrap().of("a").len(), 2);
+        let suspects = open();
+        suspects.slot("a").forget(6);
+        suspects.slot("a").forget(5);
+        assert_eq!(attempts("a"), [(4, 1)]);
+        assert_eq!(attempts("b"), [(6, 4)]);
+        let suspects = open();
+        suspects.forget_below("a", 5);
+        suspects.forget_below("b", 6);
+        assert_eq!(attempts("a"), []);
+        assert_eq!(attempts("b"), [(6, 4)]);
     }
 
     #[test]

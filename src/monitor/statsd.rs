@@ -305,7 +305,9 @@ fn flat(key: &Key) -> Key {
     let mut parts: Vec<&str> = Vec::new();
     parts.extend(label("hub").map(|label| label.value()));
     parts.push(group);
-    parts.extend(label(group).map(|label| label.value()));
+    if group != "hub" {
+        parts.extend(label(group).map(|label| label.value()));
+    }
     parts.push(rest);
     let others = key
         .labels()
@@ -426,5 +428,7 @@ mod tests {
         let labels = [("hub", "a.b"), ("endpoint", "tcp://h:1|x@y")];
         let key = Key::from_parts("weir_source_gaps_total", &labels);
         assert_eq!(flat(&key).name(), "a_b.source.gaps_total.tcp___h_1_x_y");
+        let key = Key::from_parts("weir_hub_dead_letters_expired_total", &[("hub", "a")]);
+        assert_eq!(flat(&key).name(), "a.hub.dead_letters_expired_total");
     }
 }

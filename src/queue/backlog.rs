@@ -42,7 +42,8 @@ use crate::stats::{Reason, Worker};
 const FETCH_MESSAGES: usize = 1024;
 const FETCH_BYTES: usize = 256 << 10;
 /// When an enqueuer is just about to show what it has appended, or the consumer's workers hold as
-/// much as the queue allows.
+/// much as the queue allows; doubled each time up to 32-fold. A settling worker has no flag to raise
+/// for that: it would be looked at for each message.
 const SOON: Duration = Duration::from_millis(1);
 /// When the disk can't be read.
 const LATER: Duration = Duration::from_secs(1);
@@ -79,6 +80,15 @@ pub(super) struct Hand {
     gap: Option<Reason>,
     /// The disk could not be read the last time.
     unreadable: bool,
+    /// How often in a row there was nothing to be fetched yet.
+    waits: u32,
+}
+
+impl Hand {
+    fn soon(&mut self) -> Refill {
+        self.waits += 1;
+        Refill::After(SOON * (1 << (self.waits - 1).min(5)))
+    }
 }
 
 /// What came of an attempt to fill the channel up.
@@ -98,7 +108,7 @@ pub(crate) struct Start {
     /// Messages that wait, of how many bytes, and when the first of them was received.
     pub(crate) waiting: (u64, u64, u64),
     /// Sequence numbers that may have been for it and can't be read any more, and why.
-    pub(crate) lost: (u64, Reason),
+    pub(crate) lost: [(Reason, u64); 2],
 }
 
 /// One worker's way to its messages.
@@ -136,10 +146,12 @@ impl Queue {
         hand.replayed_below = cursor.replayed_below;
         self.stats.pause(cursor.paused);
         let (messages, bytes, first_ns) = start.waiting;
-        let (lost, why) = start.lost;
-        if messages + lost > 0 {
-            self.stats.backlog(messages + lost, bytes, first_ns);
-            hand.gap = Some(why);
+        for (reason, lost) in start.lost {
+            self.stats.received(lost as usize, 0, first_ns);
+            self.stats.dropped(reason, lost as usize, 0);
+        }
+        if messages > 0 {
+            self.stats.backlog(messages, bytes, first_ns);
             self.side.get_mut().behind = Some(Behind {
                 start: cursor.position,
                 end,
@@ -185,14 +197,14 @@ impl Queue {
                 Some(behind) => hand.reader = Some(backlog.journal.reader(behind.start)),
             }
         }
+        let room = self.room();
+        if room.0 == 0 || room.1 == 0 {
+            return hand.soon();
+        }
         let Hand { reader, router, .. } = hand;
         let Some(reader) = reader else {
             return Refill::Live;
         };
-        let room = self.room();
-        if room.0 == 0 || room.1 == 0 {
-            return Refill::After(SOON);
-        }
         let router = router.get_or_insert_with(|| Router::new(backlog.prefixes.clone()));
         let mut want = |topic: &str| {
             let route = router.route(topic.as_bytes())?;
@@ -205,6 +217,7 @@ impl Queue {
         match read {
             Ok(Read::Messages(batch)) => {
                 hand.unreadable = false;
+                hand.waits = 0;
                 self.stats
                     .fetched(batch.len() as u64, bytes_of(&batch) as u64);
                 if let Some(sender) = &self.side.lock().sender {
@@ -214,7 +227,7 @@ impl Queue {
                 }
             }
             Ok(Read::Gap { range, why }) => self.gap(hand, &range, why),
-            Ok(Read::End) => outcome = Refill::After(SOON),
+            Ok(Read::End) => outcome = hand.soon(),
             Err(error) => {
                 self.unreadable(hand, &error);
                 return Refill::After(LATER);

@@ -241,7 +241,8 @@ fn a_replay_brings_settled_messages_again_and_says_so() {
     slow.permit(60);
     assert_eq!(slow.take(60), fresh(0..60));
     eventually("settled", || consumer(&hub, "slow").consumed == 60);
-    // The 61st is in hand; sequence numbers begin with 1.
+    // Sequence numbers begin with 1.
+    eventually("the 61st in hand", || consumer(&hub, "slow").in_flight == 1);
     let from = From::Sequence(41);
     let outcome = hub.act(&replay("slow", from), "test").unwrap();
     assert!(
@@ -337,6 +338,7 @@ fn a_skip_drops_what_waits_and_counts_it() {
         consumer: "slow".into(),
         older_than_seconds,
     };
+    eventually("in hand", || consumer(&hub, "slow").in_flight == 1);
     hub.act(&skip(Some(3600.0)), "test").unwrap(); // nothing is so old
     hub.act(&skip(None), "test").unwrap();
     send(&feed, "t", 1000..1010);
@@ -482,6 +484,60 @@ fn what_is_given_up_is_set_aside_and_can_be_delivered_again() {
 }
 
 #[test]
+fn a_paused_consumer_gets_no_dead_letters_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = Arc::new(AtomicBool::new(false));
+    let (sender, seen) = unbounded();
+    let mended = good.clone();
+    let picky = kind("picky", move |message| {
+        if !mended.load(Ordering::SeqCst) {
+            return Err(Failure::dead_letter("not yet"));
+        }
+        sender.send(number(message))?;
+        Ok(())
+    });
+    let toml = "[consumers.picky]\ntopics = ''";
+    let (feed, hub) = kept(dir.path(), toml, [picky]);
+    send(&feed, "t", 0..3);
+    eventually("set aside", || consumer(&hub, "picky").dead_letters == 3);
+    good.store(true, Ordering::SeqCst);
+    let consumer_name = || "picky".to_owned();
+    let act = |action| hub.act(&action, "test").unwrap();
+    act(Action::Pause {
+        consumer: consumer_name(),
+    });
+    act(Action::Requeue {
+        filter: Filter::default(),
+    });
+    eventually("at the first letter", || {
+        consumer(&hub, "picky").state == State::Paused
+    });
+    act(Action::Skip {
+        consumer: consumer_name(),
+        older_than_seconds: None,
+    });
+    send(&feed, "t", 3..4); // the letters come before it, and they wait
+    eventually("received", || consumer(&hub, "picky").received >= 4);
+    assert!(seen.is_empty());
+    assert_eq!(consumer(&hub, "picky").dead_letters, 3);
+    assert_eq!(consumer(&hub, "picky").dead_letters_requeued, 3);
+    let first = Filter {
+        ids: vec![1],
+        ..Filter::default()
+    };
+    act(Action::Purge { filter: first }); // though it is in hand
+    act(Action::Resume {
+        consumer: consumer_name(),
+    });
+    let all: Vec<u64> = (0..3)
+        .map(|_| seen.recv_timeout(PATIENCE).unwrap())
+        .collect();
+    assert_eq!(all, [1, 2, 3]);
+    eventually("gone", || consumer(&hub, "picky").dead_letters == 0);
+    assert_conserved(&hub.stop().status);
+}
+
+#[test]
 fn at_most_once_keeps_to_its_queue_beside_consumers_that_do_not() {
     let dir = tempfile::tempdir().unwrap();
     let slow = gated("slow");
@@ -567,6 +623,44 @@ fn retention_takes_from_a_consumer_that_is_too_far_behind_and_counts_it() {
     let it = consumer(&hub, "slow");
     assert_eq!(it.consumed + it.dropped.of(Reason::Retention), COUNT);
     assert_conserved(&hub.stop().status);
+}
+
+#[test]
+fn what_retention_took_is_counted_once_and_not_again_after_a_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let toml = "journal.keep = { bytes = '128 MiB' }\n\
+                [consumers.a]\ntopics = ''\nqueue.messages = 8\n[consumers.null]\ntopics = ''";
+    let (kind, _seen) = recorder("a");
+    let (feed, hub) = kept(dir.path(), toml, [kind]);
+    let pause = Action::Pause {
+        consumer: "a".into(),
+    };
+    hub.act(&pause, "test").unwrap();
+    const COUNT: u64 = 250;
+    for _ in 0..COUNT {
+        feed.send("t", vec![b' '; 1 << 20]).unwrap();
+    }
+    eventually("all there", || consumer(&hub, "null").consumed == COUNT);
+    eventually("within bounds", || {
+        hub.status().journal.unwrap().bytes <= 128 << 20
+    });
+    let stopped = hub.stop();
+    assert_conserved(&stopped.status);
+    let it = stopped
+        .status
+        .consumers
+        .iter()
+        .find(|c| c.name == "a")
+        .unwrap();
+    let waiting = it.queue_messages;
+    assert!(it.dropped.of(Reason::Retention) > 0, "{it:?}");
+    assert_eq!(it.dropped.total() + waiting, COUNT);
+
+    let (_feed, hub) = kept(dir.path(), toml, [recorder("a").0]);
+    let it = consumer(&hub, "a");
+    assert_eq!((it.received, it.queue_messages), (waiting, waiting));
+    assert_eq!(it.dropped.total(), 0);
+    hub.stop();
 }
 
 #[test]

@@ -49,7 +49,11 @@ fn commands_and_their_options_exist() {
                 .split([' ', '\''])
                 .take_while(|word| *word != "#" && *word != ">")
                 .collect();
-            let nested = if words[0] == "config" { 2 } else { 1 };
+            let nested = if ["config", "dead", "journal"].contains(&words[0]) {
+                2
+            } else {
+                1
+            };
             let output = Command::new(env!("CARGO_BIN_EXE_weir"))
                 .args(&words[..nested.min(words.len())])
                 .arg("--help")

@@ -211,7 +211,9 @@ fn what_is_wrong_is_said() {
         dir.path(),
         2,
     );
-    bad(&["pause", "a"], dir.path(), 1);
+    let text = bad(&["pause", "a"], dir.path(), 2);
+    assert!(text.contains("no data directory of a hub"), "{text}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     bad(&["journal", "info"], dir.path(), 1);
     std::fs::create_dir_all(dir.path().join("journal")).unwrap();
     std::fs::write(dir.path().join("journal/cursors"), "nonsense").unwrap();

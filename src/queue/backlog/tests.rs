@@ -131,7 +131,7 @@ impl World {
                 counted.bytes,
                 counted.first_ns.unwrap_or(0),
             ),
-            lost: (lost, Reason::Retention),
+            lost: [(Reason::Retention, lost), (Reason::Corrupt, counted.lost)],
         };
         let queue = queue.with_journal("test", journal.clone(), vec!["a.".into()], &start);
         (journal, Arc::new(queue))
