@@ -467,13 +467,14 @@ impl Bench {
     /// What live consumers get while another catches up, beside while it stands still.
     pub(crate) fn meanwhile(&mut self) {
         let size = SIZES[0];
-        let backlog = self.messages(3_000_000).to_string();
         let loads = [
-            (None, 1_500_000, "as fast as it goes"),
-            (Some(100_000.0), 200_000, "100,000 messages/s"),
+            (None, 1_500_000, 3_000_000, "as fast as it goes"),
+            (Some(100_000.0), 100_000, 6_000_000, "100,000 messages/s"),
         ];
-        for (rate, messages, words) in loads {
+        // The backlog is to last as long as the load does.
+        for (rate, messages, backlog, words) in loads {
             let messages = self.messages(messages);
+            let backlog = self.messages(backlog).to_string();
             let load = Load {
                 messages,
                 size,
