@@ -176,6 +176,9 @@ pub struct Queue {
     hand: Mutex<Hand>,
     /// The journal, if it may take over when the channel is full.
     backlog: Option<Backlog>,
+    /// Whether `side.behind` is set, for who must not wait for that lock: an enqueuer that waits for
+    /// room holds it. As long as the consumer is behind, none does.
+    is_behind: AtomicBool,
     gate: Gate,
     /// Nobody is to wait for room any more.
     turned_away: AtomicBool,
@@ -226,6 +229,7 @@ impl Queue {
             receiver,
             hand: Mutex::default(),
             backlog: None,
+            is_behind: AtomicBool::new(false),
             gate: Gate::new(),
             turned_away: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -480,15 +484,12 @@ impl Queue {
         self.letters.load(Ordering::Relaxed) && self.letters.swap(false, Ordering::SeqCst)
     }
 
-    /// Counts a dead letter that is delivered again as received.
-    pub fn receive_letter(&self, letter: &Message, now_ns: u64) {
-        let _side = self.side.lock();
-        self.stats.received(1, letter.size(), now_ns);
-    }
-
     /// Makes a worker that waits for messages look around.
     fn wake(&self) {
-        if let Some(sender) = &self.side.lock().sender {
+        // Somebody is just pushing, or waits for room: then no worker sleeps for long.
+        if let Some(side) = self.side.try_lock()
+            && let Some(sender) = &side.sender
+        {
             let _ = sender.send(Piece::nudge());
         }
     }

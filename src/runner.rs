@@ -582,7 +582,7 @@ impl<'h> Runner<'h> {
             self.letter = None;
             return Next::GoOn;
         }
-        self.queue.receive_letter(&message, now_ns());
+        self.worker.letter(message.size());
         let outcome = self.settle(std::slice::from_ref(&message));
         self.letter = None;
         match outcome {

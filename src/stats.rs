@@ -175,6 +175,9 @@ pub struct Worker {
     head_ns: AtomicU64,
     /// The number of the first message that it has taken and not settled; MAX: there is none.
     held: AtomicU64,
+    /// Dead letters that it delivers again: received by itself, and not by way of the queue.
+    letters: AtomicU64,
+    letter_bytes: AtomicU64,
     failed: AtomicU64,
     retried: AtomicU64,
     panics: AtomicU64,
@@ -197,6 +200,8 @@ impl Default for Worker {
             in_flight: AtomicU64::new(0),
             head_ns: AtomicU64::new(0),
             held: AtomicU64::new(u64::MAX),
+            letters: AtomicU64::new(0),
+            letter_bytes: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             retried: AtomicU64::new(0),
             panics: AtomicU64::new(0),
@@ -266,6 +271,12 @@ impl Worker {
         }
         add(&self.settled_bytes, bytes as u64);
         add(&self.settled, messages as u64);
+    }
+
+    /// It is about to deliver a dead letter of so many bytes again.
+    pub fn letter(&self, bytes: usize) {
+        add(&self.letter_bytes, bytes as u64);
+        add(&self.letters, 1);
     }
 
     /// It has taken messages from this number on and settled those before; MAX: all of them.
@@ -435,7 +446,14 @@ impl Stats {
             .iter()
             .map(|count| count.load(Ordering::Acquire))
             .sum();
-        self.intake.received.load(Ordering::Acquire) - dropped - settled
+        self.received_all() - dropped - settled
+    }
+
+    /// Messages received: those of the queue, and letters. Read after what is subtracted from it.
+    fn received_all(&self) -> u64 {
+        let letters = self.workers.iter();
+        let letters: u64 = letters.map(|w| w.letters.load(Ordering::Acquire)).sum();
+        letters + self.intake.received.load(Ordering::Acquire)
     }
 
     /// Their bytes.
@@ -446,7 +464,11 @@ impl Stats {
             .map(|w| w.settled_bytes.load(Ordering::Acquire))
             .sum();
         let dropped = self.intake.dropped_bytes.load(Ordering::Acquire);
-        self.intake.received_bytes.load(Ordering::Acquire) - dropped - settled
+        let letters = self.workers.iter();
+        let letters: u64 = letters
+            .map(|w| w.letter_bytes.load(Ordering::Acquire))
+            .sum();
+        letters + self.intake.received_bytes.load(Ordering::Acquire) - dropped - settled
     }
 
     /// A copy of all numbers at this moment.
@@ -487,7 +509,7 @@ impl Stats {
         shot.queue_bytes = self.depth_bytes();
         let (behind, _) = self.behind();
         let queue_head_ns = self.intake.head_ns.load(Ordering::Acquire);
-        shot.received = self.intake.received.load(Ordering::Acquire);
+        shot.received = self.received_all();
 
         let settled = shot.consumed + shot.dropped.total() + shot.dead_lettered;
         shot.queue_messages = shot.received - settled;

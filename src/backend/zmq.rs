@@ -40,7 +40,7 @@ use crate::stats::{Refusal, SourceStats};
 const COPY_BELOW: usize = 8192;
 /// libzmq has some 1,000 sockets for a process, and an endpoint takes three.
 const CONNECT_MAX: usize = 250;
-const MESSAGE_MAX_MAX: usize = 1 << 30;
+const MESSAGE_MAX_MAX: usize = 512 << 20;
 /// How often at most the same trouble of a connection is told.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// Topics whose sequence numbers are followed; further ones are taken unchecked.
@@ -135,7 +135,7 @@ impl Settings {
         }
         mistakes.extend(check_endpoints(section, &settings.connect, &settings.bind));
         if !(1..=MESSAGE_MAX_MAX).contains(&settings.message_max) {
-            mistakes.push(section.mistake_at("message_max", "expected 1 byte to 1 GiB"));
+            mistakes.push(section.mistake_at("message_max", "expected 1 byte to 512 MiB"));
         }
         if let Some(curve) = &settings.curve {
             if ::zmq::has("curve") != Some(true) {

@@ -19,7 +19,8 @@
 //! 4. *Bounded memory.* No more is fetched than the queue's bounds have room for.
 //!
 //! Locks are taken in this order: the workers' side (`hand`), the enqueuers' side (`side`). An
-//! enqueuer holds only the second.
+//! enqueuer holds only the second, and while it holds it may wait for workers to settle (policy
+//! `block`): so workers take it only when the consumer is behind, when no enqueuer waits.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -152,6 +153,7 @@ impl Queue {
         }
         if messages > 0 {
             self.stats.backlog(messages, bytes, first_ns);
+            *self.is_behind.get_mut() = true;
             self.side.get_mut().behind = Some(Behind {
                 start: cursor.position,
                 end,
@@ -178,6 +180,7 @@ impl Queue {
             None => {
                 let start = first.seq();
                 side.behind = Some(Behind { start, end });
+                self.is_behind.store(true, Ordering::SeqCst);
                 // All of the channel may be with other workers: then somebody has to come.
                 if let Some(sender) = &side.sender {
                     let _ = sender.send(Piece::nudge());
@@ -191,6 +194,9 @@ impl Queue {
         let Some(backlog) = &self.backlog else {
             return Refill::Live;
         };
+        if !self.is_behind.load(Ordering::SeqCst) {
+            return Refill::Live; // who turns it wakes a worker afterwards
+        }
         if hand.reader.is_none() {
             match &self.side.lock().behind {
                 None => return Refill::Live,
@@ -246,6 +252,7 @@ impl Queue {
             hand.reader = None;
             hand.gap = None;
             side.behind = None;
+            self.is_behind.store(false, Ordering::SeqCst);
             if self.closed.load(Ordering::SeqCst) {
                 side.sender = None;
             }
@@ -356,7 +363,13 @@ impl Queue {
         };
         let from = from.max(backlog.journal.begin());
         let mut hand = self.hand.lock();
-        let mut side = self.side.lock();
+        let Some(mut side) = self.side.try_lock_for(LATER) else {
+            return Err(
+                "the intake waits for room in its queue (overflow = \"block\"); try again \
+                        when it has caught up"
+                    .into(),
+            );
+        };
         let waiting: Vec<Piece> = self.receiver.try_iter().collect();
         let put_back = |side: &Side| {
             for piece in &waiting {
@@ -420,6 +433,7 @@ impl Queue {
         self.stats
             .deferred(again + drained, again_bytes + drained_bytes as u64);
         side.behind = Some(Behind { start: from, end });
+        self.is_behind.store(true, Ordering::SeqCst);
         hand.reader = Some(backlog.journal.reader(from));
         hand.replayed_below = hand.replayed_below.max(here);
         hand.next = from;
@@ -439,6 +453,9 @@ impl Queue {
             return Ok(0);
         };
         let mut hand = self.hand.lock();
+        if !self.is_behind.load(Ordering::SeqCst) {
+            return Ok(0);
+        }
         let start = self.side.lock().behind.as_ref().map(|b| b.start);
         let Some(start) = start else { return Ok(0) };
         let position = hand.reader.as_ref().map_or(start, Reader::position);

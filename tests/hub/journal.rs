@@ -538,6 +538,40 @@ fn a_paused_consumer_gets_no_dead_letters_either() {
 }
 
 #[test]
+fn a_dead_letter_passes_an_intake_that_waits_for_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = Arc::new(AtomicBool::new(false));
+    let (permits, permitted) = unbounded::<()>();
+    let (sender, seen) = unbounded();
+    let mended = good.clone();
+    let picky = kind("picky", move |message| {
+        if !mended.load(Ordering::SeqCst) {
+            return Err(Failure::dead_letter("not yet"));
+        }
+        let _ = permitted.recv();
+        sender.send(number(message))?;
+        Ok(())
+    });
+    let toml = "[consumers.picky]\ntopics = ''\ndelivery = 'at_most_once'\n\
+                queue = { messages = 1, overflow = 'block' }";
+    let (feed, hub) = kept(dir.path(), toml, [picky]);
+    send(&feed, "t", 0..1);
+    eventually("set aside", || consumer(&hub, "picky").dead_letters == 1);
+    good.store(true, Ordering::SeqCst);
+    send(&feed, "t", 1..20);
+    eventually("full", || consumer(&hub, "picky").in_flight == 1);
+    let filter = Filter::default();
+    hub.act(&Action::Requeue { filter }, "test").unwrap();
+    drop(permits);
+    let mut all: Vec<u64> = (0..20)
+        .map(|_| seen.recv_timeout(PATIENCE).unwrap())
+        .collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..20).collect::<Vec<_>>());
+    assert_conserved(&hub.stop().status);
+}
+
+#[test]
 fn at_most_once_keeps_to_its_queue_beside_consumers_that_do_not() {
     let dir = tempfile::tempdir().unwrap();
     let slow = gated("slow");
