@@ -10,6 +10,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// A directory that this process has to itself.
@@ -36,7 +37,10 @@ impl DataDir {
         let unusable = |what: &str, error: std::io::Error| {
             Refused::Unusable(format!("can't {what} {}: {error}", path.display()))
         };
-        fs::create_dir_all(path).map_err(|error| unusable("make the directory", error))?;
+        // Others are not to read what passes over the bus; one that is there stays as it is.
+        let mut builder = fs::DirBuilder::new();
+        (builder.recursive(true).mode(0o750).create(path))
+            .map_err(|error| unusable("make the directory", error))?;
         let mut lock = File::options()
             .read(true)
             .write(true)

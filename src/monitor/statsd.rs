@@ -175,6 +175,8 @@ impl Statsd {
                         oldest_ns => shot.at_ns.saturating_sub(oldest_ns),
                     };
                     gauge!("weir_consumer_dead_letters", &labels).set(letters.letters as f64);
+                    gauge!("weir_consumer_dead_letters_requeued", &labels)
+                        .set(letters.requeued as f64);
                     gauge!("weir_consumer_dead_letters_age_seconds", &labels)
                         .set(age_ns as f64 / 1e9);
                 }
