@@ -578,6 +578,9 @@ impl Kept {
             paused: false,
             seen_ns: 0,
         });
+        if consumer.settings.delivery == config::Delivery::AtMostOnce {
+            cursor.position = end;
+        }
         let taken = begin.saturating_sub(cursor.position);
         cursor.position = cursor.position.max(begin);
         let mut router = Router::new(vec![consumer.settings.prefixes()]);

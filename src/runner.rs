@@ -362,7 +362,7 @@ impl<'h> Runner<'h> {
         let first = &batch[0];
         let mut trouble = Trouble::default();
         if let Some(careful) = &self.careful
-            && let Some(suspect) = careful.of(first)
+            && let Some(suspect) = careful.of(first).filter(|_| self.letter.is_none())
         {
             trouble.attempts = suspect.attempts;
             trouble.note(&format!(
