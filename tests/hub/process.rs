@@ -169,9 +169,12 @@ fn a_second_signal_ends_it_at_once() {
     eventually("received", || hub.status()["consumers"][0]["received"] == 2);
     hub.signal("TERM");
     // The HTTP interface and the queue are still there while it drains.
-    eventually("stopping", || hub.status()["consumers"][0]["waiting"] == 1);
-    hub.signal("TERM");
-    assert_eq!(hub.end().0, Some(128 + 15));
+    assert_eq!(hub.status()["consumers"][0]["waiting"], 1);
+    // Another one, because the system makes one of two that are the same and not yet seen; of two
+    // that are seen at once, either is the second.
+    hub.signal("INT");
+    let code = hub.end().0;
+    assert!(matches!(code, Some(130 | 143)), "{code:?}");
 }
 
 #[test]
