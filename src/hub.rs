@@ -529,8 +529,7 @@ impl Kept {
             .as_ref()
             .is_some_and(|cursors| !cursors.clean);
         let cursors = loaded.cursors.unwrap_or_default();
-        let highest = cursors.consumers.values().map(|c| c.position).max();
-        let next = cursors.next.max(highest.unwrap_or(0));
+        let next = cursors.next_number();
         let (journal, recovered) = Journal::open(&journal_dir, &config.journal, next)?;
         for note in &recovered.notes {
             warn!(note);
@@ -584,10 +583,7 @@ impl Kept {
         let taken = begin.saturating_sub(cursor.position);
         cursor.position = cursor.position.max(begin);
         let mut router = Router::new(vec![consumer.settings.prefixes()]);
-        let mut want = |topic: &str| {
-            let route = router.route(topic.as_bytes());
-            route.is_some_and(|route| !route.targets.is_empty())
-        };
+        let mut want = |topic: &str| router.wants(topic);
         let range = cursor.position..end;
         let counted = (self.journal.count(range, &mut want)).map_err(|error| {
             format!(

@@ -68,6 +68,12 @@ impl Router {
         self.wanted.len()
     }
 
+    /// Whether any consumer wants a topic.
+    pub fn wants(&mut self, topic: &str) -> bool {
+        self.route(topic.as_bytes())
+            .is_some_and(|route| !route.targets.is_empty())
+    }
+
     /// The route of a topic; none when it is not UTF-8 or too long.
     pub fn route(&mut self, topic: &[u8]) -> Option<&mut Route> {
         if let Some(place) = self.places.get(topic) {

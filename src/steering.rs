@@ -271,8 +271,7 @@ fn offline_perform(
     };
     let loaded = Cursors::load(&dir)?;
     let mut cursors = loaded.cursors.unwrap_or_default();
-    let highest = cursors.consumers.values().map(|c| c.position).max();
-    let next = cursors.next.max(highest.unwrap_or(0));
+    let next = cursors.next_number();
     let names: Vec<String> = cursors.consumers.keys().cloned().collect();
     let Some(cursor) = cursors.consumers.get_mut(consumer) else {
         let names = names.iter().map(String::as_str);
@@ -288,7 +287,7 @@ fn offline_perform(
             cursor.paused = false;
             format!("{consumer} will not be paused when the hub is started")
         }
-        Action::Skip { .. } | Action::Replay { .. } => {
+        _ => {
             let (journal, _) = Journal::open(&dir, settings, next)?;
             let to = match action {
                 Action::Replay { from, .. } => position(&journal, *from),
@@ -320,7 +319,6 @@ fn offline_perform(
             }
             format!("{consumer} goes on at sequence number {to} instead of {before}")
         }
-        _ => return Err("this needs a running hub".into()),
     };
     cursors
         .save(&dir)

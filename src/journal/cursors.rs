@@ -55,6 +55,12 @@ pub struct Loaded {
 }
 
 impl Cursors {
+    /// The least number that may be given to a message: no cursor is beyond it.
+    pub fn next_number(&self) -> u64 {
+        let positions = self.consumers.values().map(|cursor| cursor.position);
+        positions.fold(self.next, u64::max)
+    }
+
     /// Reads the cursors of a journal's directory.
     ///
     /// # Errors

@@ -411,10 +411,7 @@ impl Queue {
             ));
         }
         let mut router = Router::new(backlog.prefixes.clone());
-        let mut want = |topic: &str| {
-            let route = router.route(topic.as_bytes());
-            route.is_some_and(|route| !route.targets.is_empty())
-        };
+        let mut want = |topic: &str| router.wants(topic);
         let counted = match backlog.journal.count(from..end, &mut want) {
             Ok(counted) => counted,
             Err(error) => {
@@ -463,10 +460,7 @@ impl Queue {
             return Ok(0);
         }
         let mut router = Router::new(backlog.prefixes.clone());
-        let mut want = |topic: &str| {
-            let route = router.route(topic.as_bytes());
-            route.is_some_and(|route| !route.targets.is_empty())
-        };
+        let mut want = |topic: &str| router.wants(topic);
         let counted = backlog.journal.count(position..end, &mut want)?;
         let reader = &mut hand.reader;
         reader
