@@ -1,9 +1,9 @@
 //! The intake thread: takes messages off a backend, journals them and pushes them onto the queues.
 //!
 //! One hop: backend, batch, journal, queues. A batch is appended and offered to all queues with the
-//! journal's append lock held, so that the order of the journal is that of every channel. Nothing here looks into a payload, takes a lock a message or
-//! calls a metric; what is shared by the messages of a batch (their time, their topics) is made
-//! once a batch.
+//! journal's append lock held, so that the order of the journal is that of every channel. Nothing
+//! here looks into a payload, takes a lock a message or calls a metric; what is shared by the
+//! messages of a batch (their time, their topics) is made once a batch.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
