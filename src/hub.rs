@@ -1,8 +1,9 @@
 //! Starts, watches and stops all threads of a hub.
 //!
 //! A stop is bounded, in this order: intake ends, queues empty until the deadline, workers end with
-//! the delivery they are at, what is left stays in the journal or is counted, cursors are written. A consumer that does not return even then is
-//! named and left behind; the process's end takes its thread.
+//! the delivery they are at, what is left stays in the journal or is counted, cursors are written.
+//! A consumer that does not return even then is named and left behind; the process's end takes its
+//! thread.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
