@@ -1,6 +1,6 @@
 //! Anything, in any order, against a plain map of what was sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -106,6 +106,8 @@ struct Model {
     /// What batches that were refused would have been: one may stand in the file all the same, but
     /// nobody may see it as long as the process lives.
     refused: Vec<(u64, Fate)>,
+    /// Numbers of such batches that were seen after a restart.
+    revived: BTreeSet<u64>,
     /// Messages that may be gone: the disk's doing, not the journal's.
     at_risk: Vec<Range<u64>>,
     removed_below: u64,
@@ -130,6 +132,7 @@ impl Model {
             lab: Lab::new(),
             fates: BTreeMap::new(),
             refused: Vec::new(),
+            revived: BTreeSet::new(),
             at_risk: Vec::new(),
             removed_below: 1,
             pristine: true,
@@ -244,12 +247,11 @@ impl Model {
         let begin = self.lab.journal.begin();
         let new_end = self.lab.journal.end();
         assert!(new_end >= end || !next);
-        // A batch that was refused may have come to be: nobody was given its numbers since, or
-        // those who were have the same messages.
-        let refused = std::mem::take(&mut self.refused);
-        for seq in refused.iter().map(|(seq, _)| *seq) {
+        // A batch that was refused may have come to be: nobody was given its numbers since, or what
+        // was written under them later is gone for a reason.
+        for seq in self.refused.iter().map(|(seq, _)| *seq) {
             let known = matches!(self.fates.get(&seq), Some(Fate::Sent(..)));
-            if known || !self.lab.journal.has(seq) {
+            if known && !self.is_at_risk(seq) || !self.lab.journal.has(seq) {
                 continue;
             }
             let got = drain(&mut self.lab.journal.reader(seq), 1, |_| true).messages;
@@ -258,8 +260,13 @@ impl Model {
             };
             let would_be =
                 |fate: &Fate| matches!(fate, Fate::Sent(_, would_be) if *would_be == text);
-            let came = refused.iter().find(|(_, fate)| would_be(fate));
-            self.fates.insert(seq, came.unwrap().1.clone());
+            match self.refused.iter().find(|(_, fate)| would_be(fate)) {
+                Some((_, came)) => {
+                    self.fates.insert(seq, came.clone());
+                    self.revived.insert(seq);
+                }
+                None => assert!(known, "{seq} {text} was never sent"),
+            }
         }
         for seq in end..new_end {
             assert!(self.fates.contains_key(&seq), "{seq} was never sent");
@@ -293,6 +300,8 @@ impl Model {
                     let fate = self.fates.get(&seq);
                     let explained = match why {
                         Gap::Removed => seq < self.removed_below,
+                        // The next segment's header never knew of a batch that was refused.
+                        Gap::Outage if self.revived.contains(&seq) => seq < self.removed_below,
                         Gap::Outage => fate.is_none_or(|fate| *fate == Fate::Passed),
                         // The header that would say so may be damaged.
                         Gap::Corrupt => fate == Some(&Fate::Passed) && !self.pristine,
@@ -362,4 +371,44 @@ proptest! {
     ) {
         run(&operations);
     }
+}
+
+/// A write that failed after all its bytes were there, and could not be undone.
+const HALF_FAILED: Faults = Faults {
+    room: None,
+    late: true,
+    create: false,
+    set_len: true,
+    sync: false,
+    sync_dir: false,
+    remove: false,
+};
+
+#[test]
+fn what_was_refused_may_return_when_the_power_fails_before_its_successor_is_synced() {
+    use Operation::*;
+    let power = PowerFailure {
+        left: 72,
+        next: false,
+    };
+    let (fail, mend) = (Fail(HALF_FAILED), Fail(Faults::default()));
+    let send = || Send(vec![0]);
+    run(&[send(), send(), fail, send(), mend, Sync, send(), power]);
+}
+
+#[test]
+fn what_was_refused_and_has_returned_may_be_removed() {
+    use Operation::*;
+    let (fail, mend) = (Fail(HALF_FAILED), Fail(Faults::default()));
+    let send = || Send(vec![0]);
+    run(&[
+        send(),
+        fail,
+        send(),
+        mend,
+        Pass(1),
+        send(),
+        Restart,
+        RemoveOldest,
+    ]);
 }
