@@ -15,6 +15,9 @@ pub mod zmq;
 /// No more is taken at a time once so many bytes of payload are: a batch is held in memory whole.
 const BATCH_BYTES: usize = 8 << 20;
 
+/// Where fedmsg bodies have their publisher's time.
+pub const TIMESTAMP: &str = "/timestamp";
+
 /// Takes a message: its topic, its payload, and its number at the source if it carries one.
 pub type Accept<'a> = dyn FnMut(&[u8], Bytes, Option<u64>) + 'a;
 
@@ -77,6 +80,13 @@ impl Source {
         match kind {
             Ok(Kind::Zmq) => zmq::Settings::from_settings(&own).map(Source::Zmq),
             Err(mistakes) => Err(mistakes),
+        }
+    }
+
+    /// Where its messages have their publisher's time: a JSON pointer (RFC 6901), or nothing.
+    pub fn timestamp(&self) -> &str {
+        match self {
+            Source::Zmq(settings) => &settings.timestamp,
         }
     }
 

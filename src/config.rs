@@ -15,7 +15,7 @@ use weir_consumer::settings::{Mistake, Origin, Settings, duration, nearest};
 use weir_consumer::{Context, HUB_KEYS, Kind, Publisher};
 
 use crate::backend::Source;
-use crate::monitor::statsd;
+use crate::monitor::{collectd, moksha, statsd};
 use crate::registry::Registry;
 use crate::router::prefix;
 use crate::runner::{self, rate::Rate};
@@ -37,6 +37,10 @@ pub struct Config {
     pub publish: Option<publisher::Settings>,
     /// The `[statsd]` section.
     pub statsd: Option<statsd::Settings>,
+    /// The `[collectd]` section.
+    pub collectd: Option<collectd::Settings>,
+    /// The `[moksha]` section.
+    pub moksha: Option<moksha::Settings>,
     /// The `[journal]` section.
     pub journal: journal::Settings,
     /// The `[dead_letters]` section.
@@ -298,6 +302,8 @@ impl Config {
             "backend",
             "publish",
             "statsd",
+            "collectd",
+            "moksha",
             "journal",
             "dead_letters",
             "consumers",
@@ -339,6 +345,12 @@ impl Config {
         let statsd = known
             .get("statsd")
             .and_then(|section| check.under("statsd", statsd::Settings::from_settings(section)));
+        let collectd = known
+            .get("collectd")
+            .and_then(|own| check.under("collectd", collectd::Settings::from_settings(own)));
+        let moksha = known
+            .get("moksha")
+            .and_then(|own| check.under("moksha", moksha::Settings::from_settings(own)));
         let journal = known
             .get("journal")
             .and_then(|section| check.under("journal", journal::Settings::from_settings(section)))
@@ -408,6 +420,8 @@ impl Config {
                 backends,
                 publish,
                 statsd,
+                collectd,
+                moksha,
                 journal,
                 dead_letters,
                 consumers,
@@ -479,10 +493,10 @@ pub fn loopback(address: &str) -> Result<SocketAddr, String> {
 /// Names end up in gauges, thread names and paths: what every such system accepts.
 fn check_name(name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    match (1..=63).contains(&name.len()) && name.chars().all(fits) {
+    match (1..=48).contains(&name.len()) && name.chars().all(fits) {
         true => Ok(()),
         false => Err(format!(
-            "{name:?} can't be a name: 1 to 63 letters, digits, `_` or `-`, \
+            "{name:?} can't be a name: 1 to 48 letters, digits, `_` or `-`, \
              so that every monitoring system accepts it"
         )),
     }
@@ -728,7 +742,7 @@ pub fn show(settings: &Settings, registry: &Registry) -> String {
         let given = settings.get(name).unwrap_or(&empty);
         write(format!("[{name}]"), given, &section(name));
     }
-    for name in ["publish", "statsd"] {
+    for name in ["publish", "statsd", "collectd", "moksha"] {
         if let Some(given) = settings.get(name) {
             let given = if name == "publish" {
                 with_lists(given)
@@ -882,6 +896,8 @@ mod tests {
             format!("{:?}", publisher::Settings::default())
         );
         assert_eq!(sample.statsd, Some(statsd::Settings::default()));
+        assert_eq!(sample.collectd, Some(collectd::Settings::default()));
+        assert_eq!(sample.moksha, Some(moksha::Settings::default()));
         let debug = |journal: &journal::Settings| format!("{journal:?}");
         assert_eq!(debug(&sample.journal), debug(&plain.journal));
         let debug = |letters: &dead_letters::Settings| format!("{letters:?}");

@@ -1,7 +1,7 @@
 //! The HTTP interface: what the hub says of itself, and what it can be told.
 //!
-//! `GET /status` answers with [`Status`] as JSON, on the loopback address of the configuration:
-//! nothing there protects what it shows. `POST /v1/actions` takes an [`Action`] and answers with an
+//! `GET /status` answers with [`Status`] as JSON and `GET /v1/figures` with [`Dump`], on the
+//! loopback address of the configuration: nothing there protects what it shows. `POST /v1/actions` takes an [`Action`] and answers with an
 //! [`Outcome`]; it is served only on a Unix socket in the data directory, which belongs to the
 //! hub's user (mode 0600), so that whoever may open it may act.
 
@@ -18,6 +18,7 @@ use axum::http::StatusCode;
 use axum::serve::IncomingStream;
 use axum::{Json, Router, routing::get, routing::post};
 
+use crate::monitor::sample::Dump;
 use crate::monitor::{Figures, Status};
 use crate::steering::{Action, Outcome, Steering};
 
@@ -82,6 +83,7 @@ impl Control {
         let outcome = runtime.block_on(async {
             let open = Router::new()
                 .route("/status", get(status))
+                .route("/v1/figures", get(dump))
                 .with_state(figures);
             if let Some(http) = self.http {
                 let listener = tokio::net::TcpListener::from_std(http).map_err(failed)?;
@@ -151,6 +153,10 @@ impl Connected<IncomingStream<'_, tokio::net::UnixListener>> for Peer {
 
 async fn status(State(figures): State<Arc<Figures>>) -> Json<Status> {
     Json(figures.status())
+}
+
+async fn dump(State(figures): State<Arc<Figures>>) -> Json<Dump> {
+    Json(figures.latest().dump())
 }
 
 async fn act(

@@ -133,6 +133,7 @@ impl Enqueuer {
             Log::Memory(latest) => {
                 let first = latest.fetch_add(count, Ordering::Relaxed) + 1;
                 let all = self.batch.numbered(received_ns, first);
+                self.stats.offer(all.last());
                 return self.batch.push_to(&self.queues, &all, false);
             }
             Log::Journal {
@@ -180,6 +181,7 @@ impl Enqueuer {
                 }
             };
             let all = self.batch.numbered(received_ns, first);
+            self.stats.offer(all.last());
             self.batch.push_to(&self.queues, &all, journaled);
             return match journaled {
                 true => appender.publish(&all),

@@ -60,6 +60,116 @@ impl Window {
     }
 }
 
+/// Stub.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Stub.
+    pub rates: Rates,
+    /// Stub.
+    pub service: Option<f64>,
+    /// Stub.
+    pub drain: Drain,
+    /// Stub.
+    pub health: Health,
+    /// Stub.
+    pub accuracy: Option<Accuracy>,
+}
+/// Stub.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Accuracy {
+    /// Stub.
+    pub forecasts: u64,
+    /// Stub.
+    pub error_ratio: f64,
+    /// Stub.
+    pub contained_ratio: f64,
+}
+/// Stub.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(tag = "forecast", rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Drain {
+    Empty,
+    Draining {
+        low_seconds: f64,
+        high_seconds: Option<f64>,
+        likely_seconds: f64,
+        confidence: f64,
+    },
+    Growing {
+        per_second: f64,
+    },
+    Stalled {
+        for_seconds: f64,
+    },
+    Unknown,
+}
+/// Stub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Health {
+    Ok,
+    Behind,
+    FallingBehind,
+    Stalled,
+    Paused,
+    Halted,
+}
+#[allow(missing_docs)]
+impl Health {
+    pub const ALL: [Health; 6] = [
+        Health::Ok,
+        Health::Behind,
+        Health::FallingBehind,
+        Health::Stalled,
+        Health::Paused,
+        Health::Halted,
+    ];
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Health::Ok => "ok",
+            Health::Behind => "behind",
+            Health::FallingBehind => "falling_behind",
+            Health::Stalled => "stalled",
+            Health::Paused => "paused",
+            Health::Halted => "halted",
+        }
+    }
+}
+/// Stub.
+#[derive(Clone, Debug)]
+pub struct Forecaster {
+    window: Window,
+    state: crate::stats::State,
+}
+#[allow(missing_docs)]
+impl Forecaster {
+    pub fn new(_workers: usize) -> Self {
+        Forecaster {
+            window: Window::new(Duration::from_secs(10)),
+            state: crate::stats::State::Idle,
+        }
+    }
+    pub fn push(&mut self, snapshot: &Snapshot) {
+        self.state = snapshot.state;
+        self.window.push(*snapshot);
+    }
+    pub fn forecast(&self) -> Forecast {
+        Forecast {
+            rates: self.window.rates().unwrap_or_default(),
+            service: None,
+            drain: Drain::Unknown,
+            health: match self.state {
+                crate::stats::State::Halted => Health::Halted,
+                crate::stats::State::Paused => Health::Paused,
+                _ => Health::Ok,
+            },
+            accuracy: None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

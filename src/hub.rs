@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
+use metrics::with_local_recorder;
 use parking_lot::Mutex;
 use tracing::{info, warn};
 use weir_consumer::{Context, Publisher};
 
-use crate::backend::Backend;
+use crate::backend::{self, Backend, Source};
 use crate::config::{self, Config};
 use crate::data_dir::{self, DataDir};
 use crate::dead_letters::{self, DeadLetters};
@@ -23,8 +24,13 @@ use crate::enqueuer::{Enqueuer, Log};
 use crate::journal::{Cursor, Cursors, Journal, Suspects};
 use crate::keeper::Keeper;
 use crate::lifecycle::{Ended, Flag, Stop, Watch};
+use crate::measured::{Measured, OwnRecorder};
+use crate::monitor::collectd::Collectd;
+use crate::monitor::moksha::Moksha;
 use crate::monitor::statsd::Statsd;
-use crate::monitor::{self, ConsumerFigures, Figures, ProducerFigures, SourceFigures, Status};
+use crate::monitor::{
+    self, ConsumerFigures, Exporter, Figures, Latest, ProducerFigures, SourceFigures, Status,
+};
 use crate::producer::{self, ProducerStats};
 use crate::publisher::{self, Outlet, PublishStats};
 use crate::queue::{self, Queue, Taker};
@@ -275,15 +281,21 @@ impl Starting {
             true => Some(Kept::open(config)?),
             false => None,
         };
+        let measured: Arc<Measured> = Arc::default();
         let mut lanes: HashMap<&str, Arc<Mutex<()>>> = HashMap::new();
         let alone: Arc<Mutex<()>> = Arc::default();
         let mut consumers = Vec::new();
         for consumer in &config.consumers {
             let lane = (consumer.settings.lane.as_deref())
                 .map(|lane| lanes.entry(lane).or_default().clone());
-            let workers =
-                Workers::build(consumer, &config.hub, &publisher, lane, &alone, &mut kept)?;
-            consumers.push(workers);
+            let shared = Shared {
+                hub: &config.hub,
+                publisher: &publisher,
+                lane,
+                alone: &alone,
+                measured: &measured,
+            };
+            consumers.push(Workers::build(consumer, shared, &mut kept)?);
         }
         let queues: Vec<(String, Arc<Queue>)> = (consumers.iter())
             .map(|workers| (workers.config.name.clone(), workers.queue.clone()))
@@ -344,16 +356,26 @@ impl Starting {
         if backends.is_empty() {
             return Err("there is nowhere to get messages from".into());
         }
-        let statsd = config.statsd.as_ref().map(Statsd::new).transpose()?;
+        let mut exporters: Vec<Box<dyn Exporter>> = Vec::new();
+        if let Some(settings) = &config.statsd {
+            exporters.push(Box::new(Statsd::new(settings)?));
+        }
+        if let Some(settings) = &config.collectd {
+            exporters.push(Box::new(Collectd::new(settings)?));
+        }
+        if let Some(settings) = &config.moksha {
+            exporters.push(Box::new(Moksha::open(settings)?));
+        }
 
         let figures = Arc::new(Figures {
             hub: config.hub.name.clone(),
             started: Instant::now(),
             consumers: consumers.iter().map(Workers::figures).collect(),
-            sources: (backends.iter())
-                .map(|backend| SourceFigures {
-                    describe: backend.describe(),
-                    stats: backend.stats(),
+            sources: (backends.iter().enumerate())
+                .map(|(index, backend)| {
+                    let configured = config.backends.get(index).map(Source::timestamp);
+                    let timestamp = configured.unwrap_or(backend::TIMESTAMP);
+                    SourceFigures::new(backend.describe(), backend.stats(), timestamp)
                 })
                 .collect(),
             producers: (producers.iter())
@@ -367,6 +389,8 @@ impl Starting {
             publish: publish_stats,
             journal: steering.journal.clone(),
             dead_letters: steering.dead_letters.clone(),
+            measured,
+            latest: Latest::default(),
         });
         let http = self.serve(&config.hub.http, &figures, &steering)?;
         if let (Some(journal), Some(keeper)) = (&steering.journal, &steering.keeper) {
@@ -384,7 +408,7 @@ impl Starting {
 
         let (monitored, monitor_stop) = (figures.clone(), self.monitor_stop.clone());
         self.threads.spawn("weir-monitor", Role::Service, move || {
-            monitor::run(&monitored, statsd, &monitor_stop);
+            monitor::run(&monitored, exporters, &monitor_stop);
             Ok(())
         })?;
         if let Some(outlet) = outlet {
@@ -647,9 +671,19 @@ impl Kept {
     }
 }
 
+/// What consumers are given besides their settings.
+struct Shared<'s> {
+    hub: &'s config::Hub,
+    publisher: &'s Publisher,
+    lane: Option<Arc<Mutex<()>>>,
+    alone: &'s Arc<Mutex<()>>,
+    measured: &'s Arc<Measured>,
+}
+
 /// The workers of one consumer before they are threads.
 struct Workers<'c> {
     config: &'c config::Consumer,
+    recorder: OwnRecorder,
     settings: Arc<runner::Settings>,
     queue: Arc<Queue>,
     consumers: Vec<(Box<dyn weir_consumer::Consumer>, Option<Careful>)>,
@@ -658,16 +692,18 @@ struct Workers<'c> {
 impl<'c> Workers<'c> {
     fn build(
         config: &'c config::Consumer,
-        hub: &config::Hub,
-        publisher: &Publisher,
-        lane: Option<Arc<Mutex<()>>>,
-        alone: &Arc<Mutex<()>>,
+        shared: Shared<'_>,
         kept: &mut Option<Kept>,
     ) -> Result<Self, String> {
         let settings = &config.settings;
-        let context = Context::new(&config.name, &hub.data_dir, publisher.clone());
+        let data_dir = &shared.hub.data_dir;
+        let context = Context::new(&config.name, data_dir, shared.publisher.clone());
         let (kind, own) = (config.kind.clone(), config.own.clone());
-        let build: runner::Build = Arc::new(move || kind.build_consumer(&own, &context));
+        let recorder = shared.measured.recorder(&config.name);
+        let recording = recorder.clone();
+        let build: runner::Build = Arc::new(move || {
+            with_local_recorder(&recording, || kind.build_consumer(&own, &context))
+        });
         let consumers: Result<Vec<_>, _> = (0..settings.workers).map(|_| build()).collect();
         let consumers = consumers.map_err(|mistakes| config::Mistakes(mistakes).to_string())?;
         let stats = Arc::new(Stats::new(settings.workers));
@@ -706,13 +742,14 @@ impl<'c> Workers<'c> {
             } else {
                 usize::MAX
             },
-            lane,
-            alone: alone.clone(),
+            lane: shared.lane,
+            alone: shared.alone.clone(),
             build,
             dead_letters: kept.as_ref().map(|kept| kept.dead_letters.clone()),
         });
         Ok(Workers {
             config,
+            recorder,
             settings,
             queue,
             consumers: consumers.into_iter().zip(careful).collect(),
@@ -724,7 +761,7 @@ impl<'c> Workers<'c> {
         ConsumerFigures::new(
             &self.config.name,
             self.config.kind.name(),
-            settings.workers,
+            settings.prefixes(),
             settings.queue.messages,
             self.queue.stats().clone(),
         )
@@ -757,10 +794,12 @@ impl<'c> Workers<'c> {
                 format!("{name}.{index}")
             };
             let (settings, queue) = (self.settings.clone(), self.queue.clone());
-            let stop = stop.clone();
+            let (stop, recorder) = (stop.clone(), self.recorder.clone());
             threads.spawn(&name, Role::Worker, move || {
                 let worker = queue.stats().worker(index);
-                Runner::new(&settings, &queue, worker, supply, &stop, consumer, careful).run();
+                let runner =
+                    Runner::new(&settings, &queue, worker, supply, &stop, consumer, careful);
+                with_local_recorder(&recorder, || runner.run());
                 Ok(())
             })?;
         }

@@ -46,12 +46,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod histogram;
 pub mod lifecycle;
 pub mod stats;
 
 pub mod data_dir;
 pub mod forecast;
 pub mod journal;
+pub mod measured;
 pub mod router;
 
 pub mod queue;

@@ -1,12 +1,16 @@
 //! Reads all counters, about once a second, and says what they mean.
 //!
 //! [`Figures`] is everything about a hub that can be read. Reading has no side effects: counters
-//! only grow, and whoever needs differences keeps what it saw last. The monitor's thread is the
-//! only one that calls the metrics facade.
+//! only grow, and whoever needs differences keeps what it saw last. The monitor's thread takes a
+//! [`Sample`] of everything and feeds it to all exporters, one after another: none of them may wait
+//! for its peer.
 
+pub mod collectd;
+pub mod moksha;
+pub mod sample;
 pub mod statsd;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,16 +19,15 @@ use serde::Serialize;
 use tracing::warn;
 
 use crate::dead_letters::{self, DeadLetters};
-use crate::forecast::{Rates, Window};
+use crate::forecast::{Accuracy, Drain, Forecast, Forecaster, Health, Rates};
 use crate::journal::{self, Journal};
 use crate::lifecycle::Flag;
+use crate::measured::Measured;
 use crate::producer::{ProducerSnapshot, ProducerStats};
 use crate::publisher::{PublishSnapshot, PublishStats};
-use crate::stats::{Dropped, Reason, SourceSnapshot, SourceStats, State, Stats};
-use statsd::Statsd;
+use crate::stats::{Dropped, Reason, SourceSnapshot, SourceStats, State, Stats, now_ns};
+use sample::{ConsumerSample, ProducerSample, Sample, SourceLag, SourceSample};
 
-/// Rates are those of the last ten seconds.
-const RATES_OVER: Duration = Duration::from_secs(10);
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const LOSSES_EVERY: Duration = Duration::from_secs(10);
 
@@ -46,6 +49,31 @@ pub struct Figures {
     pub journal: Option<Arc<Journal>>,
     /// Its dead letters, if it keeps any.
     pub dead_letters: Option<Arc<DeadLetters>>,
+    /// What its consumers measure themselves.
+    pub measured: Arc<Measured>,
+    /// The latest sample.
+    pub latest: Latest,
+}
+
+/// The latest sample of a hub, for whoever wants to read it.
+#[derive(Default)]
+pub struct Latest(Mutex<Option<Arc<Sample>>>);
+
+impl Latest {
+    /// The sample; none before the first.
+    pub fn get(&self) -> Option<Arc<Sample>> {
+        self.0.lock().clone()
+    }
+}
+
+/// Brings samples to one place outside.
+pub trait Exporter: Send {
+    /// How often.
+    fn interval(&self) -> Duration;
+
+    /// Brings it there, or says in the log, once, why that can't be done now. Called on the
+    /// monitor's thread, which serves the others too: it must not wait for its peer.
+    fn export(&mut self, sample: &Sample);
 }
 
 /// One consumer: what it is and its counters.
@@ -54,13 +82,15 @@ pub struct ConsumerFigures {
     pub name: String,
     /// Its kind.
     pub kind: String,
+    /// The prefixes of topics that it wants.
+    pub topics: Vec<String>,
     /// Its threads.
     pub workers: usize,
     /// The bound of its queue.
     pub capacity: usize,
     /// Its counters.
     pub stats: Arc<Stats>,
-    window: Mutex<Window>,
+    forecaster: Mutex<Forecaster>,
 }
 
 /// One source: what it is and its counters.
@@ -69,6 +99,9 @@ pub struct SourceFigures {
     pub describe: Vec<String>,
     /// Its counters.
     pub stats: Arc<SourceStats>,
+    /// Where in a payload its publisher's time stands: a JSON pointer, or nothing.
+    pub timestamp: String,
+    lag: Mutex<Option<SourceLag>>,
 }
 
 /// One producer: what it is and its counters.
@@ -83,32 +116,103 @@ pub struct ProducerFigures {
     pub stats: Arc<ProducerStats>,
 }
 
-impl ConsumerFigures {
-    /// Figures that count in `stats`.
-    pub fn new(name: &str, kind: &str, workers: usize, capacity: usize, stats: Arc<Stats>) -> Self {
-        let window = Mutex::new(Window::new(RATES_OVER));
-        ConsumerFigures {
-            name: name.into(),
-            kind: kind.into(),
-            workers,
-            capacity,
+impl SourceFigures {
+    /// Figures of a source that counts in `stats`.
+    pub fn new(describe: Vec<String>, stats: Arc<SourceStats>, timestamp: &str) -> Self {
+        SourceFigures {
+            describe,
             stats,
-            window,
+            timestamp: timestamp.to_owned(),
+            lag: Mutex::default(),
         }
     }
 
-    /// The rates of the last ten seconds; zero until the second sample.
-    pub fn rates(&self) -> Rates {
-        self.window.lock().rates().unwrap_or_default()
+    /// How long the latest message looked at was under way; none if it did not say.
+    pub fn lag(&self) -> Option<SourceLag> {
+        *self.lag.lock()
+    }
+
+    fn look(&self) {
+        if self.timestamp.is_empty() {
+            return;
+        }
+        if let Some(message) = self.stats.probe() {
+            *self.lag.lock() = SourceLag::of(&message, &self.timestamp);
+        }
+    }
+}
+
+impl ConsumerFigures {
+    /// Figures of a consumer that wants these topics and counts in `stats`.
+    pub fn new(
+        name: &str,
+        kind: &str,
+        topics: Vec<String>,
+        capacity: usize,
+        stats: Arc<Stats>,
+    ) -> Self {
+        let workers = stats.workers().len();
+        ConsumerFigures {
+            name: name.into(),
+            kind: kind.into(),
+            topics,
+            workers,
+            capacity,
+            stats,
+            forecaster: Mutex::new(Forecaster::new(workers)),
+        }
+    }
+
+    /// What follows from the samples so far.
+    pub fn forecast(&self) -> Forecast {
+        self.forecaster.lock().forecast()
+    }
+
+    fn sample(
+        &self,
+        letters: Option<dead_letters::Summary>,
+        before: Option<&ConsumerSample>,
+    ) -> ConsumerSample {
+        let shot = self.stats.snapshot();
+        let forecast = {
+            let mut forecaster = self.forecaster.lock();
+            forecaster.push(&shot);
+            forecaster.forecast()
+        };
+        let busy = before.and_then(|before| {
+            let worked = shot.processing_ns.saturating_sub(before.shot.processing_ns) as f64;
+            let had = shot
+                .at_ns
+                .checked_sub(before.shot.at_ns)
+                .filter(|ns| *ns > 0)?;
+            Some((worked / (had as f64 * self.workers as f64)).min(1.0))
+        });
+        ConsumerSample {
+            name: self.name.clone(),
+            kind: self.kind.clone(),
+            topics: self.topics.clone(),
+            workers: self.workers,
+            capacity: self.capacity,
+            shot,
+            forecast,
+            busy,
+            processing: self.stats.processing(),
+            queue_wait: self.stats.queue_wait(),
+            dead_letters: letters,
+            stats: self.stats.clone(),
+        }
     }
 
     fn status(&self, letters: Option<&dead_letters::Summary>) -> ConsumerStatus {
         let shot = self.stats.snapshot();
+        let forecast = self.forecast();
         let age_ns = letters.map_or(0, |letters| shot.at_ns.saturating_sub(letters.oldest_ns));
         ConsumerStatus {
             name: self.name.clone(),
             kind: self.kind.clone(),
             state: shot.state,
+            health: forecast.health,
+            topics: self.topics.clone(),
             workers: self.workers,
             received: shot.received,
             consumed: shot.consumed,
@@ -119,6 +223,7 @@ impl ConsumerFigures {
             panics: shot.panics,
             waiting: shot.waiting,
             in_flight: shot.in_flight,
+            retrying: shot.retrying,
             queue_messages: shot.queue_messages,
             queue_bytes: shot.queue_bytes,
             queue_capacity_messages: self.capacity,
@@ -128,7 +233,10 @@ impl ConsumerFigures {
             dead_letters_requeued: letters.map_or(0, |letters| letters.requeued),
             dead_letters_age_seconds: Duration::from_nanos(age_ns).as_secs_f64(),
             lag_seconds: shot.lag.as_secs_f64(),
-            rates: self.rates(),
+            drain: forecast.drain,
+            rates: forecast.rates,
+            service_per_second: forecast.service,
+            forecast_accuracy: forecast.accuracy,
             processing: Processing {
                 mean_seconds: shot.processing_mean().map(|mean| mean.as_secs_f64()),
                 max_seconds: Duration::from_nanos(shot.processing_max_ns).as_secs_f64(),
@@ -173,15 +281,21 @@ pub struct SourceStatus {
     /// Its counters.
     #[serde(flatten)]
     pub counters: SourceSnapshot,
+    /// How long the latest message looked at was under way, by its publisher's timestamp.
+    pub lag_seconds: Option<f64>,
+    /// By how much that timestamp was in the future.
+    pub clock_skew_seconds: Option<f64>,
 }
 
 /// One consumer in the status: the ledger's fields by the ledger's names.
 #[derive(Debug, Serialize)]
-#[allow(missing_docs)] // said at Snapshot
+#[allow(missing_docs)] // said at Snapshot and Forecast
 pub struct ConsumerStatus {
     pub name: String,
     pub kind: String,
     pub state: State,
+    pub health: Health,
+    pub topics: Vec<String>,
     pub workers: usize,
     pub received: u64,
     pub consumed: u64,
@@ -192,6 +306,7 @@ pub struct ConsumerStatus {
     pub panics: u64,
     pub waiting: u64,
     pub in_flight: u64,
+    pub retrying: u64,
     pub queue_messages: u64,
     pub queue_bytes: u64,
     pub queue_capacity_messages: usize,
@@ -201,7 +316,10 @@ pub struct ConsumerStatus {
     pub dead_letters_requeued: u64,
     pub dead_letters_age_seconds: f64,
     pub lag_seconds: f64,
+    pub drain: Drain,
     pub rates: Rates,
+    pub service_per_second: Option<f64>,
+    pub forecast_accuracy: Option<Accuracy>,
     pub processing: Processing,
     pub lane_wait_seconds: f64,
     pub last_success_timestamp_seconds: Option<f64>,
@@ -244,6 +362,8 @@ impl Figures {
                 .map(|(source, figures)| SourceStatus {
                     source,
                     counters: figures.stats.snapshot(),
+                    lag_seconds: figures.lag().map(|lag| lag.lag.as_secs_f64()),
+                    clock_skew_seconds: figures.lag().map(|lag| lag.skew.as_secs_f64()),
                 })
                 .collect(),
             journal: self.journal.as_ref().map(|journal| journal.snapshot()),
@@ -263,11 +383,55 @@ impl Figures {
         }
     }
 
-    /// Takes a sample of each consumer; rates are what lies between samples.
-    fn sample(&self) {
-        for consumer in &self.consumers {
-            consumer.window.lock().push(consumer.stats.snapshot());
-        }
+    /// The latest sample, a second old at most.
+    pub fn latest(&self) -> Arc<Sample> {
+        self.latest.get().unwrap_or_else(|| self.sample())
+    }
+
+    /// Takes a sample of everything.
+    fn sample(&self) -> Arc<Sample> {
+        let before = self.latest.get();
+        let store = self.dead_letters.as_ref();
+        let letters = store.map(|store| store.summary());
+        let consumers = self.consumers.iter().enumerate();
+        let sample = Arc::new(Sample {
+            at_ns: now_ns(),
+            hub: self.hub.clone(),
+            uptime: self.started.elapsed(),
+            consumers: consumers
+                .map(|(index, consumer)| {
+                    let own = |all: &BTreeMap<String, _>| all.get(&consumer.name).copied();
+                    let letters = (letters.as_ref()).map(|all| own(all).unwrap_or_default());
+                    let before = before.as_ref().map(|before| &before.consumers[index]);
+                    consumer.sample(letters, before)
+                })
+                .collect(),
+            sources: (self.sources.iter().enumerate())
+                .map(|(index, source)| {
+                    source.look();
+                    SourceSample {
+                        source: index.to_string(),
+                        shot: source.stats.snapshot(),
+                        lag: source.lag(),
+                    }
+                })
+                .collect(),
+            producers: (self.producers.iter())
+                .map(|producer| ProducerSample {
+                    name: producer.name.clone(),
+                    kind: producer.kind.clone(),
+                    interval: producer.interval,
+                    shot: producer.stats.snapshot(),
+                })
+                .collect(),
+            publish: self.publish.as_ref().map(|stats| stats.snapshot()),
+            journal: self.journal.as_ref().map(|journal| journal.snapshot()),
+            dead_letters_expired: store.map(|store| store.expired()),
+            measured: self.measured.snapshot(),
+            measured_refused: self.measured.refused(),
+        });
+        *self.latest.0.lock() = Some(sample.clone());
+        sample
     }
 }
 
@@ -317,23 +481,21 @@ impl Losses {
 }
 
 /// Samples until it is told to stop, and once more then: what happened last is not lost.
-pub(crate) fn run(figures: &Figures, mut statsd: Option<Statsd>, stop: &Flag) {
-    let mut sample_due = Instant::now();
-    let mut statsd_due = Instant::now();
+pub(crate) fn run(figures: &Figures, exporters: Vec<Box<dyn Exporter>>, stop: &Flag) {
     let mut losses = Losses::default();
     let mut losses_due = Instant::now();
+    let mut exporters: Vec<_> = (exporters.into_iter())
+        .map(|exporter| (Instant::now(), exporter))
+        .collect();
     loop {
         let now = Instant::now();
         let stopping = stop.is_raised();
-        if now >= sample_due {
-            figures.sample();
-            sample_due = now + SAMPLE_EVERY;
-        }
-        if let Some(statsd) = &mut statsd
-            && (now >= statsd_due || stopping)
-        {
-            statsd.send(figures);
-            statsd_due = now + statsd.interval();
+        let sample = figures.sample();
+        for (due, exporter) in &mut exporters {
+            if now >= *due || stopping {
+                exporter.export(&sample);
+                *due = next_after(*due, exporter.interval(), now);
+            }
         }
         if now >= losses_due || stopping {
             losses.tell(figures);
@@ -342,11 +504,15 @@ pub(crate) fn run(figures: &Figures, mut statsd: Option<Statsd>, stop: &Flag) {
         if stopping {
             return;
         }
-        let due = if statsd.is_some() {
-            sample_due.min(statsd_due)
-        } else {
-            sample_due
-        };
+        let due = exporters.iter().map(|(due, _)| *due);
+        let due = due.fold(now + SAMPLE_EVERY, Instant::min);
         stop.sleep(due.saturating_duration_since(Instant::now()));
     }
+}
+
+/// When what was due is due again: on time, so that a minute has as many intervals as it should,
+/// but not several times at once after a delay.
+fn next_after(due: Instant, interval: Duration, now: Instant) -> Instant {
+    let next = due + interval;
+    if next > now { next } else { now + interval }
 }

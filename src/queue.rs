@@ -284,8 +284,10 @@ impl Queue {
             match self.settings.overflow {
                 Overflow::DropOldest => match self.receiver.try_recv() {
                     Ok(oldest) => {
-                        self.stats
-                            .dropped(Reason::Overflow, oldest.len(), bytes_of(&oldest));
+                        let (messages, bytes) = (oldest.len(), bytes_of(&oldest));
+                        let last_ns = oldest.last().map_or(0, Message::received_ns);
+                        let reason = Reason::Overflow;
+                        self.stats.dropped_head(reason, messages, bytes, last_ns);
                         continue;
                     }
                     // All that is unsettled is with the workers: then the new one has to go.

@@ -427,6 +427,7 @@ impl<'h> Runner<'h> {
                     self.worker.retried();
                     // After a panic the pause is before the rebuilding.
                     let pause = self.settings.retry.pause(trouble.attempts);
+                    self.worker.retrying(1);
                     if !crashed && !self.pause(State::BackingOff, pause) {
                         return Err(0);
                     }
@@ -718,6 +719,9 @@ impl<'h> Runner<'h> {
             return None;
         }
         self.beware(batch, attempt);
+        if attempt > 1 {
+            worker.retrying(0);
+        }
         worker.hold(head_ns, batch.len());
         worker.state(State::Working);
         let consumer = self.consumer.as_deref_mut()?;
@@ -725,11 +729,13 @@ impl<'h> Runner<'h> {
             self.untimed += 1;
             deliver(consumer, batch)
         } else {
+            let waited = Duration::from_nanos(now_ns().saturating_sub(head_ns));
             let begin = Instant::now();
             let delivery = deliver(consumer, batch);
             let time = begin.elapsed();
             // The quick ones before it that were not timed count as this one.
-            worker.timed(time, if time < CHEAP { self.untimed + 1 } else { 1 });
+            let weight = if time < CHEAP { self.untimed + 1 } else { 1 };
+            worker.timed(batch.len(), waited, time, weight);
             if matches!(delivery, Delivery::Consumed) {
                 worker.succeeded_at(now_ns());
             }

@@ -11,10 +11,17 @@
 //! What the enqueuers write and what each worker writes stands on cache lines of its own, so that
 //! counting makes nobody wait for another core.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use serde::Serialize;
+use weir_consumer::Message;
+
+use crate::histogram::{Counts, Histogram, PROCESSING, WAITING};
+
+/// So many of the latest times per message are kept, for readers who want them one by one.
+const TIMES: usize = 1024;
 
 /// Why a message was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -144,6 +151,9 @@ pub struct Stats {
 struct Fetched {
     messages: AtomicU64,
     bytes: AtomicU64,
+    /// When the last message was received that a worker has taken, in nanoseconds since 1970: what
+    /// waits is no older.
+    taken_ns: AtomicU64,
 }
 
 /// Written by enqueuers, one at a time: the queue's lock is held.
@@ -158,7 +168,8 @@ struct Intake {
     /// Received, and left for the time being to the journal.
     deferred: AtomicU64,
     deferred_bytes: AtomicU64,
-    /// When the first message came that found the queue empty, in nanoseconds since 1970.
+    /// When the first message came that found the queue empty, or the last was received that was
+    /// dropped from its head, in nanoseconds since 1970: what waits is no older.
     head_ns: AtomicU64,
 }
 
@@ -171,6 +182,8 @@ pub struct Worker {
     settled: AtomicU64,
     settled_bytes: AtomicU64,
     in_flight: AtomicU64,
+    /// Messages that it waits to try again.
+    retrying: AtomicU64,
     /// When the oldest message it holds was received, in nanoseconds since 1970; 0: it holds none.
     head_ns: AtomicU64,
     /// The number of the first message that it has taken and not settled; MAX: there is none.
@@ -187,6 +200,27 @@ pub struct Worker {
     processing_ns: AtomicU64,
     processing_max_ns: AtomicU64,
     timed: AtomicU64,
+    timed_messages: AtomicU64,
+    processing: Histogram,
+    queue_wait: Histogram,
+    times: Times,
+}
+
+/// The latest times per message in seconds; written by one thread.
+struct Times {
+    /// The bits of an `f32`.
+    ring: Box<[AtomicU32]>,
+    /// How many there ever were.
+    count: AtomicU64,
+}
+
+impl Times {
+    fn add(&self, seconds: f32) {
+        let count = self.count.load(Ordering::Relaxed);
+        let place = count as usize % self.ring.len();
+        self.ring[place].store(seconds.to_bits(), Ordering::Relaxed);
+        self.count.store(count + 1, Ordering::Release);
+    }
 }
 
 impl Default for Worker {
@@ -198,6 +232,7 @@ impl Default for Worker {
             settled: AtomicU64::new(0),
             settled_bytes: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
+            retrying: AtomicU64::new(0),
             head_ns: AtomicU64::new(0),
             held: AtomicU64::new(u64::MAX),
             letters: AtomicU64::new(0),
@@ -211,6 +246,13 @@ impl Default for Worker {
             processing_ns: AtomicU64::new(0),
             processing_max_ns: AtomicU64::new(0),
             timed: AtomicU64::new(0),
+            timed_messages: AtomicU64::new(0),
+            processing: Histogram::new(PROCESSING),
+            queue_wait: Histogram::new(WAITING),
+            times: Times {
+                ring: (0..TIMES).map(|_| AtomicU32::new(0)).collect(),
+                count: AtomicU64::new(0),
+            },
         }
     }
 }
@@ -254,6 +296,11 @@ impl Worker {
     /// Nothing is with the consumer at the moment, though messages may be held.
     pub fn in_hand(&self) {
         self.in_flight.store(0, Ordering::Release);
+    }
+
+    /// So many messages wait to be tried again.
+    pub fn retrying(&self, messages: usize) {
+        self.retrying.store(messages as u64, Ordering::Release);
     }
 
     /// Nothing is held.
@@ -314,11 +361,16 @@ impl Worker {
         add(&self.lane_wait_ns, nanos(time));
     }
 
-    /// A delivery took so long, and stands for so many that were not timed.
-    pub fn timed(&self, time: Duration, weight: u32) {
+    /// A delivery of so many messages took so long, after the first of them had waited for it, and
+    /// stands for so many deliveries that were not timed.
+    pub fn timed(&self, messages: usize, waited: Duration, time: Duration, weight: u32) {
+        self.processing.record(time.as_secs_f64(), weight.into());
+        self.queue_wait.record(waited.as_secs_f64(), weight.into());
+        self.times.add(time.as_secs_f32() / messages.max(1) as f32);
         let time = nanos(time);
         add(&self.processing_ns, time.saturating_mul(u64::from(weight)));
         add(&self.timed, u64::from(weight));
+        add(&self.timed_messages, messages as u64 * u64::from(weight));
         if time > self.processing_max_ns.load(Ordering::Relaxed) {
             self.processing_max_ns.store(time, Ordering::Release);
         }
@@ -389,6 +441,57 @@ impl Stats {
         self.fetched(messages, bytes);
     }
 
+    /// A worker took messages up to one that was received at this time. Call with the lock of the
+    /// workers' side held.
+    pub fn taken(&self, received_ns: u64) {
+        self.fetched.taken_ns.store(received_ns, Ordering::Release);
+    }
+
+    /// What waits now begins with a message received at this time, or later. Call with both locks
+    /// held, because it may be an earlier one than before.
+    pub fn head(&self, received_ns: u64) {
+        self.intake.head_ns.store(received_ns, Ordering::Release);
+        self.fetched.taken_ns.store(received_ns, Ordering::Release);
+    }
+
+    /// How long deliveries took.
+    pub fn processing(&self) -> Counts {
+        self.all(|worker| &worker.processing)
+    }
+
+    /// How long messages waited before they were delivered: the first of each delivery.
+    pub fn queue_wait(&self) -> Counts {
+        self.all(|worker| &worker.queue_wait)
+    }
+
+    fn all(&self, of: impl Fn(&Worker) -> &Histogram) -> Counts {
+        let mut workers = self.workers.iter();
+        let mut all = workers.next().map(|first| of(first).snapshot());
+        for worker in workers {
+            if let Some(all) = &mut all {
+                all.add(&of(worker).snapshot());
+            }
+        }
+        all.unwrap_or_else(|| Histogram::new(PROCESSING).snapshot())
+    }
+
+    /// The times per message, in seconds, that were taken since `seen`, which is brought up to date:
+    /// the latest 1024 of each worker at most. It begins empty.
+    pub fn times_since(&self, seen: &mut Vec<u64>) -> Vec<f32> {
+        let mut times = Vec::new();
+        seen.resize(self.workers.len(), 0);
+        for (worker, seen) in self.workers.iter().zip(seen) {
+            let ring = &worker.times.ring;
+            let count = worker.times.count.load(Ordering::Acquire);
+            let first = (*seen).max(count.saturating_sub(ring.len() as u64));
+            let place = |index: u64| &ring[index as usize % ring.len()];
+            let new = (first..count).map(|i| f32::from_bits(place(i).load(Ordering::Relaxed)));
+            times.extend(new);
+            *seen = count;
+        }
+        times
+    }
+
     /// Messages and bytes that wait in the journal only.
     pub fn behind(&self) -> (u64, u64) {
         let bytes = self.fetched.bytes.load(Ordering::Acquire);
@@ -414,6 +517,13 @@ impl Stats {
     /// How much of what retention allows its unsettled messages take up: at 1 it takes them.
     pub fn retention_used(&self, used: f64) {
         self.retention.store(used.to_bits(), Ordering::Release);
+    }
+
+    /// Counts messages that were dropped from the head of the queue, the last of them received at
+    /// this time. Call with the queue's lock held.
+    pub fn dropped_head(&self, reason: Reason, messages: usize, bytes: usize, last_ns: u64) {
+        self.intake.head_ns.store(last_ns, Ordering::Release);
+        self.dropped(reason, messages, bytes);
     }
 
     /// Counts messages that were received and are dropped before a worker had them. Call with the
@@ -482,6 +592,7 @@ impl Stats {
         let mut state = State::Stopped;
         for worker in &self.workers {
             in_flight += worker.in_flight.load(Ordering::Acquire);
+            shot.retrying += worker.retrying.load(Ordering::Acquire);
             // 0, nothing held, wraps to the latest time there is.
             head_ns = head_ns.min(worker.head_ns.load(Ordering::Acquire).wrapping_sub(1));
             shot.consumed += worker.consumed.load(Ordering::Acquire);
@@ -501,6 +612,7 @@ impl Stats {
                 .processing_max_ns
                 .max(worker.processing_max_ns.load(Ordering::Acquire));
             shot.timed += worker.timed.load(Ordering::Acquire);
+            shot.timed_messages += worker.timed_messages.load(Ordering::Acquire);
             state = state.max(State::ALL[usize::from(worker.state.load(Ordering::Acquire))]);
         }
         for (total, count) in shot.dropped.0.iter_mut().zip(&self.intake.dropped) {
@@ -508,22 +620,21 @@ impl Stats {
         }
         shot.queue_bytes = self.depth_bytes();
         let (behind, _) = self.behind();
-        let queue_head_ns = self.intake.head_ns.load(Ordering::Acquire);
+        let taken_ns = self.fetched.taken_ns.load(Ordering::Acquire);
+        let queue_head_ns = taken_ns.max(self.intake.head_ns.load(Ordering::Acquire));
         shot.received = self.received_all();
 
         let settled = shot.consumed + shot.dropped.total() + shot.dead_lettered;
         shot.queue_messages = shot.received - settled;
         // A worker that settles between the two readings shows as still in flight: at most depth.
         shot.in_flight = in_flight.min(shot.queue_messages);
+        shot.retrying = shot.retrying.min(shot.queue_messages);
         shot.waiting = shot.queue_messages - shot.in_flight;
         shot.behind_messages = behind.min(shot.queue_messages);
         shot.retention_used = f64::from_bits(self.retention.load(Ordering::Acquire));
         if shot.queue_messages > 0 {
-            let head_ns = if head_ns == u64::MAX {
-                queue_head_ns
-            } else {
-                head_ns + 1
-            };
+            // What waits is younger than what is held, except after a replay has begun.
+            let head_ns = head_ns.saturating_add(1).min(queue_head_ns);
             shot.lag = Duration::from_nanos(shot.at_ns.saturating_sub(head_ns));
         }
         shot.state = match state {
@@ -580,6 +691,8 @@ pub struct Snapshot {
     pub waiting: u64,
     /// Messages with the consumer.
     pub in_flight: u64,
+    /// Those that wait to be tried again; they are among `waiting`.
+    pub retrying: u64,
     /// Depth: waiting and in flight.
     pub queue_messages: u64,
     /// Their topics' and payloads' bytes.
@@ -606,6 +719,8 @@ pub struct Snapshot {
     pub processing_max_ns: u64,
     /// How many deliveries `processing_ns` stands for.
     pub timed: u64,
+    /// How many messages were in those.
+    pub timed_messages: u64,
     /// What the busiest of its workers is doing.
     pub state: State,
 }
@@ -620,6 +735,7 @@ impl Default for Snapshot {
             dead_lettered: 0,
             waiting: 0,
             in_flight: 0,
+            retrying: 0,
             queue_messages: 0,
             queue_bytes: 0,
             behind_messages: 0,
@@ -633,6 +749,7 @@ impl Default for Snapshot {
             processing_ns: 0,
             processing_max_ns: 0,
             timed: 0,
+            timed_messages: 0,
             state: State::Idle,
         }
     }
@@ -695,6 +812,9 @@ pub struct SourceStats {
     received: AtomicU64,
     refused: [AtomicU64; Refusal::ALL.len()],
     endpoints: Vec<EndpointStats>,
+    /// Somebody wants to look at a message.
+    wanted: AtomicBool,
+    latest: Mutex<Option<Message>>,
 }
 
 /// The counters of one endpoint of a source.
@@ -736,6 +856,21 @@ impl SourceStats {
     /// So many messages were refused.
     pub fn refused_all(&self, why: Refusal, messages: u64) {
         add(&self.refused[why as usize], messages);
+    }
+
+    /// Asks for one of the messages that come next, and takes the one that came since it last did.
+    pub fn probe(&self) -> Option<Message> {
+        let latest = self.latest.lock().take();
+        self.wanted.store(true, Ordering::Release);
+        latest
+    }
+
+    /// Gives the latest message to whoever asked for one: looked at once a batch, and no more.
+    pub fn offer(&self, latest: Option<&Message>) {
+        if self.wanted.load(Ordering::Relaxed) && latest.is_some() {
+            *self.latest.lock() = latest.cloned();
+            self.wanted.store(false, Ordering::Release);
+        }
     }
 
     /// One endpoint's counters, by its place in the list given to `new`.
@@ -922,6 +1057,7 @@ mod tests {
         let second = 1_000_000_000;
         stats.received(2, 2, now - 5 * second);
         assert!(stats.snapshot().lag >= Duration::from_secs(5));
+        stats.taken(now - 3 * second);
         stats.worker(1).hold(now - 3 * second, 1);
         let lag = stats.snapshot().lag;
         assert!(

@@ -84,6 +84,7 @@ pub struct Settings {
     #[serde(deserialize_with = "size")]
     pub message_max: usize,
     pub encoding: Encoding,
+    pub timestamp: String,
     pub keep_alive: bool,
     #[serde(deserialize_with = "duration")]
     pub reconnect: Duration,
@@ -101,6 +102,7 @@ impl Default for Settings {
             receive_hwm: 50_000,
             message_max: 16 << 20,
             encoding: Encoding::default(),
+            timestamp: super::TIMESTAMP.into(),
             keep_alive: true,
             reconnect: Duration::from_millis(100),
             reconnect_max: Duration::from_secs(2),
@@ -136,6 +138,10 @@ impl Settings {
         mistakes.extend(check_endpoints(section, &settings.connect, &settings.bind));
         if !(1..=MESSAGE_MAX_MAX).contains(&settings.message_max) {
             mistakes.push(section.mistake_at("message_max", "expected 1 byte to 512 MiB"));
+        }
+        if !settings.timestamp.is_empty() && !settings.timestamp.starts_with('/') {
+            let text = "expected a JSON pointer such as \"/timestamp\", or \"\" for nothing";
+            mistakes.push(section.mistake_at("timestamp", text));
         }
         if let Some(curve) = &settings.curve {
             if ::zmq::has("curve") != Some(true) {

@@ -64,6 +64,13 @@ impl Journal {
         (segments, log.floor)
     }
 
+    /// When the last message before this number was taken in, as far as whole segments tell.
+    pub fn last_before(&self, seq: u64) -> Option<u64> {
+        let (segments, _) = self.overlapping(&(0..seq));
+        let whole = segments.iter().rfind(|segment| segment.end() <= seq);
+        whole.map(|segment| segment.times().1)
+    }
+
     /// The first sequence number, in the order of the log, that was taken in at or after this time;
     /// the end when there is none.
     ///

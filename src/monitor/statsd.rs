@@ -1,35 +1,39 @@
 //! Figures to a statsd server.
 //!
-//! statsd has no labels, so a small layer makes them parts of the name:
+//! statsd has no labels, so they become parts of the name:
 //! `weir_consumer_dropped_total{hub, consumer, reason}` becomes
 //! `weir.HUB.consumer.NAME.dropped_total.REASON`. What statsd makes special in a name (`.`, `:`,
-//! `|`, `@`, `/`, spaces) becomes `_` (etsy/statsd `stats.js`, and the server measured).
+//! `|`, `@`, `/`, spaces) becomes `_` (etsy/statsd `stats.js`, and the server measured). With
+//! `tags = "dogstatsd"` they are tags as DogStatsD has them
+//! (docs.datadoghq.com/developers/dogstatsd/datagram_shell), and the name is
+//! `weir.consumer.dropped_total`.
 //!
 //! The exporter sends a packet a call unless it is given a buffered sink, and never flushes that:
 //! so the sink is ours to flush after every interval, and only absolute gauges and counters'
-//! differences go through it.
+//! differences go through it. A histogram is a gauge for each of some quantiles of the interval.
 
+use std::collections::{HashMap, HashSet};
 use std::net::{ToSocketAddrs, UdpSocket};
 use std::panic::RefUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cadence::{BufferedUdpMetricSink, MetricSink};
-use metrics::{
-    Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit, counter,
-    gauge, with_local_recorder,
-};
+use metrics::{Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_statsd::{StatsdBuilder, StatsdRecorder};
 use serde::Deserialize;
 use tracing::debug;
 use weir_consumer::settings::{self, Mistake, duration};
 
-use super::{ConsumerFigures, Figures};
-use crate::journal;
-use crate::stats::{Reason, Refusal, Snapshot, State};
+use super::Exporter;
+use super::sample::{Family, Sample, Sort, Value};
+use crate::histogram::Counts;
 
 /// What fits into a packet on every network (IPv6's least MTU less its headers).
 const PACKET_MAX: usize = 1232;
+/// What is told of a histogram: the parts of its values that stay below the gauge's.
+pub const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)];
+const METADATA: Metadata<'static> = Metadata::new("weir", Level::INFO, None);
 
 /// The `[statsd]` section; `src/sample.toml` explains each key.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -40,6 +44,18 @@ pub struct Settings {
     #[serde(deserialize_with = "duration")]
     pub interval: Duration,
     pub prefix: String,
+    pub tags: Tags,
+}
+
+/// What becomes of labels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tags {
+    /// Parts of the name.
+    #[default]
+    None,
+    /// DogStatsD's tags.
+    Dogstatsd,
 }
 
 impl Default for Settings {
@@ -48,6 +64,7 @@ impl Default for Settings {
             address: "127.0.0.1:8125".into(),
             interval: Duration::from_secs(1),
             prefix: "weir".into(),
+            tags: Tags::default(),
         }
     }
 }
@@ -83,15 +100,16 @@ impl Settings {
 
 /// Sends the figures of each interval.
 pub(crate) struct Statsd {
-    recorder: Flatten<StatsdRecorder>,
+    recorder: StatsdRecorder,
     sink: Sink,
     interval: Duration,
-    /// What each consumer's counters were when they were last sent.
-    sent: Vec<Snapshot>,
-    sources: Vec<[u64; Refusal::ALL.len() + 1]>,
-    /// Dead letters that had expired then.
-    expired: u64,
-    begun: bool,
+    tags: Tags,
+    /// What of each counter has been sent.
+    sent: HashMap<Key, u64>,
+    /// What each histogram was when it was last sent.
+    counts: HashMap<Key, Counts>,
+    /// The gauges that the server knows.
+    gauges: HashSet<Key>,
 }
 
 #[derive(Clone)]
@@ -131,230 +149,137 @@ impl Statsd {
             .build(Some(&settings.prefix))
             .map_err(|error| wrong(error.to_string()))?;
         Ok(Statsd {
-            recorder: Flatten(recorder),
+            recorder,
             sink,
             interval: settings.interval,
-            sent: Vec::new(),
-            sources: Vec::new(),
-            expired: 0,
-            begun: false,
+            tags: settings.tags,
+            sent: HashMap::new(),
+            counts: HashMap::new(),
+            gauges: HashSet::new(),
         })
     }
 
-    pub(crate) fn interval(&self) -> Duration {
+    fn figure(&mut self, family: &Family<'_>, labels: &[(&str, &str)], value: Value<'_>) {
+        match (family.sort, value) {
+            (Sort::Counter, Value::Number(now)) => self.count(key(family, labels, self.tags), now),
+            (_, Value::Number(now)) => self.gauge(key(family, labels, self.tags), now),
+            (_, Value::Counts(now)) => {
+                let own = key(family, labels, self.tags);
+                let new = match self.counts.get(&own) {
+                    Some(then) => now.since(then),
+                    None => now.clone(),
+                };
+                self.counts.insert(own, now.clone());
+                for (name, part) in QUANTILES {
+                    if let Some(value) = new.quantile(part) {
+                        let name = format!("{}.{name}", family.name);
+                        let family = Family {
+                            name: &name,
+                            ..*family
+                        };
+                        self.gauge(key(&family, labels, self.tags), value);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A server knows a counter only once it has heard of it: the first time, also none is sent.
+    fn count(&mut self, key: Key, now: f64) {
+        let now = now as u64;
+        let sent = self.sent.get(&key).copied();
+        if sent.is_none_or(|sent| now > sent) {
+            let new = now.saturating_sub(sent.unwrap_or(0));
+            (self.recorder.register_counter(&key, &METADATA)).increment(new);
+            self.sent.insert(key, now);
+        }
+    }
+
+    fn gauge(&mut self, key: Key, now: f64) {
+        if !now.is_finite() {
+            return;
+        }
+        let gauge = self.recorder.register_gauge(&key, &METADATA);
+        if now < 0.0 && self.tags == Tags::None {
+            gauge.set(0.0); // a sign makes it a difference to what the server has
+        }
+        gauge.set(now);
+        self.gauges.insert(key);
+    }
+}
+
+impl Exporter for Statsd {
+    fn interval(&self) -> Duration {
         self.interval
     }
 
-    /// Sends all figures as they are now.
-    pub(crate) fn send(&mut self, figures: &Figures) {
-        let shots: Vec<Snapshot> = figures
-            .consumers
-            .iter()
-            .map(|consumer| consumer.stats.snapshot())
-            .collect();
-        self.sent.resize_with(shots.len(), Snapshot::default);
-        self.sources
-            .resize(figures.sources.len(), Default::default());
-        let (sent, sources, begun) = (&self.sent, &mut self.sources, self.begun);
-        let expired = &mut self.expired;
-        let letters = figures
-            .dead_letters
-            .as_ref()
-            .map(|letters| letters.summary());
-        with_local_recorder(&self.recorder, || {
-            for ((consumer, shot), sent) in figures.consumers.iter().zip(&shots).zip(sent) {
-                record(&figures.hub, consumer, shot, sent, begun);
-                if let Some(letters) = &letters {
-                    let letters = letters.get(&consumer.name).cloned().unwrap_or_default();
-                    let labels = [
-                        ("hub", figures.hub.clone()),
-                        ("consumer", consumer.name.clone()),
-                    ];
-                    let age_ns = match letters.oldest_ns {
-                        0 => 0,
-                        oldest_ns => shot.at_ns.saturating_sub(oldest_ns),
-                    };
-                    gauge!("weir_consumer_dead_letters", &labels).set(letters.letters as f64);
-                    gauge!("weir_consumer_dead_letters_requeued", &labels)
-                        .set(letters.requeued as f64);
-                    gauge!("weir_consumer_dead_letters_age_seconds", &labels)
-                        .set(age_ns as f64 / 1e9);
-                }
+    fn export(&mut self, sample: &Sample) {
+        let known = std::mem::take(&mut self.gauges);
+        sample.each(&mut |family, labels, value| self.figure(family, labels, value));
+        for key in known {
+            // The server keeps a gauge for ever: one that is gone is 0 there, and not what it was.
+            if !self.gauges.contains(&key) {
+                self.recorder.register_gauge(&key, &METADATA).set(0.0);
             }
-            if let Some(store) = &figures.dead_letters {
-                let labels = [("hub", figures.hub.clone())];
-                let now = store.expired();
-                if now > *expired || !begun {
-                    counter!("weir_hub_dead_letters_expired_total", &labels)
-                        .increment(now - *expired);
-                    *expired = now;
-                }
-            }
-            if let Some(journal) = &figures.journal {
-                let shot = journal.snapshot();
-                let labels = [("hub", figures.hub.clone())];
-                let failed = matches!(shot.state, journal::State::Failed { .. });
-                for (name, value) in [
-                    ("weir_journal_bytes", shot.bytes as f64),
-                    ("weir_journal_segments", shot.segments as f64),
-                    ("weir_journal_begin", shot.begin as f64),
-                    ("weir_journal_end", shot.end as f64),
-                    ("weir_journal_durable", shot.durable as f64),
-                    ("weir_journal_failed", f64::from(u8::from(failed))),
-                ] {
-                    gauge!(name, &labels).set(value);
-                }
-            }
-            for (index, (source, sent)) in figures.sources.iter().zip(sources).enumerate() {
-                let shot = source.stats.snapshot();
-                let count = |name: &'static str, reason: &'static str, now: u64, then: &mut u64| {
-                    if now > *then || !begun {
-                        let source = index.to_string();
-                        let labels = [
-                            ("hub", figures.hub.clone()),
-                            ("source", source),
-                            ("reason", reason.into()),
-                        ];
-                        let labels = &labels[..if reason.is_empty() { 2 } else { 3 }];
-                        counter!(name, labels).increment(now - *then);
-                        *then = now;
-                    }
-                };
-                let [received, refused @ ..] = sent;
-                count("weir_source_received_total", "", shot.received, received);
-                for ((why, now), then) in shot.refused.iter().zip(refused) {
-                    count("weir_source_refused_total", why.as_str(), now, then);
-                }
-            }
-        });
-        (self.sent, self.begun) = (shots, true);
+        }
         if let Err(error) = self.sink.0.flush() {
             debug!(%error, "statsd did not take all figures; the next interval has them again");
         }
     }
 }
 
-fn record(hub: &str, consumer: &ConsumerFigures, shot: &Snapshot, sent: &Snapshot, begun: bool) {
-    let labels = [("hub", hub.to_owned()), ("consumer", consumer.name.clone())];
-    let gauges = [
-        ("weir_consumer_queue_messages", shot.queue_messages as f64),
-        (
-            "weir_consumer_queue_capacity_messages",
-            consumer.capacity as f64,
-        ),
-        ("weir_consumer_queue_bytes", shot.queue_bytes as f64),
-        ("weir_consumer_inflight_messages", shot.in_flight as f64),
-        ("weir_consumer_behind_messages", shot.behind_messages as f64),
-        ("weir_consumer_retention_used_ratio", shot.retention_used),
-        ("weir_consumer_lag_seconds", shot.lag.as_secs_f64()),
-        (
-            "weir_consumer_last_success_timestamp_seconds",
-            shot.last_success_ns as f64 / 1e9,
-        ),
-    ];
-    for (name, value) in gauges {
-        gauge!(name, &labels).set(value);
-    }
-    if let Some(mean) = shot.processing_mean() {
-        gauge!("weir_consumer_processing_mean_seconds", &labels).set(mean.as_secs_f64());
-    }
-    if begun && shot.at_ns > sent.at_ns {
-        let worked = shot.processing_ns.saturating_sub(sent.processing_ns) as f64;
-        let had = (shot.at_ns - sent.at_ns) as f64 * consumer.workers as f64;
-        gauge!("weir_consumer_busy_ratio", &labels).set((worked / had).min(1.0));
-    }
-    for state in State::ALL {
-        let [hub, name] = labels.clone();
-        let labels = [hub, name, ("state", state.as_str().to_owned())];
-        let here = if state == shot.state { 1.0 } else { 0.0 };
-        gauge!("weir_consumer_state", &labels).set(here);
-    }
-    let counters = [
-        ("weir_consumer_received_total", shot.received, sent.received),
-        ("weir_consumer_consumed_total", shot.consumed, sent.consumed),
-        ("weir_consumer_failed_total", shot.failed, sent.failed),
-        ("weir_consumer_retried_total", shot.retried, sent.retried),
-        (
-            "weir_consumer_dead_lettered_total",
-            shot.dead_lettered,
-            sent.dead_lettered,
-        ),
-        ("weir_consumer_panics_total", shot.panics, sent.panics),
-    ];
-    // A server knows a counter only once it has heard of it: the first time, all are sent.
-    for (name, now, then) in counters {
-        if now > then || !begun {
-            counter!(name, &labels).increment(now - then);
+/// A figure's name there.
+fn key(family: &Family<'_>, labels: &[(&str, &str)], tags: Tags) -> Key {
+    // `weir_consumer_lag_seconds`: what it is about and the rest; consumers' own have no group.
+    let (group, rest) = match family.name.strip_prefix("weir_") {
+        Some(name) => name.split_once('_').unwrap_or(("", name)),
+        None => ("consumer", family.name),
+    };
+    match tags {
+        Tags::Dogstatsd => {
+            let name = match family.name.starts_with("weir_") {
+                true => format!("{group}.{rest}"),
+                false => rest.to_owned(),
+            };
+            // `,` and `|` divide tags, and `#` begins them.
+            let plain = |text: &str| text.replace([',', '|', '#', '\n'], "_");
+            let labels = labels
+                .iter()
+                .map(|(key, value)| Label::new(plain(key), plain(value)));
+            Key::from_parts(name, labels.collect::<Vec<_>>())
         }
-    }
-    for reason in Reason::ALL {
-        let (now, then) = (shot.dropped.of(reason), sent.dropped.of(reason));
-        if now > then || !begun {
-            let [hub, name] = labels.clone();
-            let labels = [hub, name, ("reason", reason.as_str().to_owned())];
-            counter!("weir_consumer_dropped_total", &labels).increment(now - then);
-        }
-    }
-}
-
-/// Makes labels parts of the name.
-struct Flatten<R>(R);
-
-fn flat(key: &Key) -> Key {
-    let name = key.name().strip_prefix("weir_").unwrap_or(key.name());
-    let (group, rest) = name.split_once('_').unwrap_or(("", name));
-    let label = |wanted: &str| key.labels().find(|label| label.key() == wanted);
-    let mut parts: Vec<&str> = Vec::new();
-    parts.extend(label("hub").map(|label| label.value()));
-    parts.push(group);
-    if group != "hub" {
-        parts.extend(label(group).map(|label| label.value()));
-    }
-    parts.push(rest);
-    let others = key
-        .labels()
-        .filter(|label| label.key() != "hub" && label.key() != group);
-    parts.extend(others.map(|label| label.value()));
-    let plain = |part: &&str| !part.is_empty();
-    let parts: Vec<String> = parts
-        .into_iter()
-        .filter(plain)
-        .map(|part| {
+        Tags::None => {
+            let label = |wanted: &str| labels.iter().find(|(key, _)| *key == wanted);
+            let mut parts: Vec<&str> = Vec::new();
+            parts.extend(label("hub").map(|(_, value)| *value));
+            parts.push(group);
+            if group != "hub" {
+                parts.extend(label(group).map(|(_, value)| *value));
+            }
+            let (rest, quantile) = rest.split_once('.').unwrap_or((rest, ""));
+            parts.push(rest);
+            let others = (labels.iter()).filter(|(key, _)| *key != "hub" && *key != group);
+            parts.extend(others.map(|(_, value)| *value));
+            parts.push(quantile);
             let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-            part.chars()
-                .map(|c| if fits(c) { c } else { '_' })
-                .collect()
-        })
-        .collect();
-    Key::from_name(parts.join("."))
-}
-
-impl<R: Recorder> Recorder for Flatten<R> {
-    fn describe_counter(&self, key: KeyName, unit: Option<Unit>, description: SharedString) {
-        self.0.describe_counter(key, unit, description);
-    }
-    fn describe_gauge(&self, key: KeyName, unit: Option<Unit>, description: SharedString) {
-        self.0.describe_gauge(key, unit, description);
-    }
-    fn describe_histogram(&self, key: KeyName, unit: Option<Unit>, description: SharedString) {
-        self.0.describe_histogram(key, unit, description);
-    }
-    fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
-        self.0.register_counter(&flat(key), metadata)
-    }
-    fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
-        self.0.register_gauge(&flat(key), metadata)
-    }
-    fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
-        self.0.register_histogram(&flat(key), metadata)
+            let plain = |part: &str| -> String {
+                part.chars()
+                    .map(|c| if fits(c) { c } else { '_' })
+                    .collect()
+            };
+            let parts = parts.into_iter().filter(|part| !part.is_empty());
+            let parts: Vec<String> = parts.map(plain).collect();
+            Key::from_name(parts.join("."))
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{Settled, Stats};
-    use std::collections::HashMap;
+    use crate::monitor::{ConsumerFigures, Figures, Latest};
+    use crate::stats::{Reason, Settled, Stats};
+    use metrics::with_local_recorder;
     use std::time::Instant;
 
     fn lines(server: &UdpSocket) -> HashMap<String, String> {
@@ -381,56 +306,130 @@ mod tests {
         lines
     }
 
-    #[test]
-    fn gauges_are_absolute_counters_are_differences_and_every_interval_is_flushed() {
-        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let settings = Settings {
-            address: server.local_addr().unwrap().to_string(),
-            ..Settings::default()
-        };
-        let stats = Arc::new(Stats::new(1));
-        let figures = Figures {
+    fn consumer(stats: &Arc<Stats>) -> Figures {
+        Figures {
             hub: "fedora".into(),
             started: Instant::now(),
-            consumers: vec![ConsumerFigures::new("irc", "log", 1, 100, stats.clone())],
+            consumers: vec![ConsumerFigures::new(
+                "irc",
+                "log",
+                vec![],
+                100,
+                stats.clone(),
+            )],
             sources: Vec::new(),
             producers: Vec::new(),
             publish: None,
             journal: None,
             dead_letters: None,
+            measured: Arc::default(),
+            latest: Latest::default(),
+        }
+    }
+
+    fn server() -> (UdpSocket, Settings) {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let settings = Settings {
+            address: server.local_addr().unwrap().to_string(),
+            ..Settings::default()
         };
+        (server, settings)
+    }
+
+    #[test]
+    fn gauges_are_absolute_counters_are_differences_and_every_interval_is_flushed() {
+        let (server, settings) = server();
+        let stats = Arc::new(Stats::new(1));
+        let figures = consumer(&stats);
         let mut statsd = Statsd::new(&settings).unwrap();
         stats.received(5, 50, 1);
         stats.worker(0).settle(Settled::Consumed, 2, 20);
-        statsd.send(&figures);
+        let wait = Duration::from_secs(20);
+        (stats.worker(0)).timed(2, wait, Duration::from_millis(3), 1);
+        statsd.export(&figures.sample());
         let first = lines(&server);
-        assert_eq!(first["weir.fedora.consumer.irc.queue_messages"], "3|g");
-        assert_eq!(first["weir.fedora.consumer.irc.received_total"], "5|c");
-        assert_eq!(
-            first["weir.fedora.consumer.irc.dropped_total.overflow"],
-            "0|c"
-        );
-        assert_eq!(first["weir.fedora.consumer.irc.state.idle"], "1|g");
+        let figure = |lines: &HashMap<String, String>, name: &str| {
+            lines
+                .get(&format!("weir.fedora.consumer.irc.{name}"))
+                .cloned()
+        };
+        assert_eq!(figure(&first, "queue_messages").unwrap(), "3|g");
+        assert_eq!(figure(&first, "received_total").unwrap(), "5|c");
+        assert_eq!(figure(&first, "dropped_total.overflow").unwrap(), "0|c");
+        assert_eq!(figure(&first, "state.idle").unwrap(), "1|g");
+        let half = figure(&first, "processing_seconds.p50").unwrap();
+        let half: f64 = half.strip_suffix("|g").unwrap().parse().unwrap();
+        assert!((0.001..=0.005).contains(&half), "{half}");
 
         stats.received(1, 10, 1);
         stats.dropped(Reason::Overflow, 1, 10);
-        statsd.send(&figures);
+        statsd.export(&figures.sample());
         let second = lines(&server);
-        assert_eq!(second["weir.fedora.consumer.irc.queue_messages"], "3|g");
-        assert_eq!(second["weir.fedora.consumer.irc.received_total"], "1|c");
+        assert_eq!(figure(&second, "queue_messages").unwrap(), "3|g");
+        assert_eq!(figure(&second, "received_total").unwrap(), "1|c");
+        assert_eq!(figure(&second, "dropped_total.overflow").unwrap(), "1|c");
+        assert_eq!(figure(&second, "consumed_total"), None);
+        // Nothing was delivered since, so there is nothing to tell of it.
+        assert_eq!(figure(&second, "processing_seconds.p50").unwrap(), "0|g");
+    }
+
+    #[test]
+    fn what_consumers_measure_is_sent_with_their_name() {
+        let (server, settings) = server();
+        let figures = consumer(&Arc::new(Stats::new(1)));
+        let mut statsd = Statsd::new(&settings).unwrap();
+        with_local_recorder(&figures.measured.recorder("irc"), || {
+            metrics::counter!("posts", "channel" => "#weir").increment(2);
+            metrics::gauge!("balance").set(-3.0);
+        });
+        statsd.export(&figures.sample());
+        let lines = lines(&server);
+        assert_eq!(lines["weir.fedora.consumer.irc.posts_total._weir"], "2|c");
+        assert_eq!(lines["weir.fedora.consumer.irc.balance"], "-3|g");
+    }
+
+    #[test]
+    fn dogstatsd_is_sent_tags() {
+        let (server, settings) = server();
+        let stats = Arc::new(Stats::new(1));
+        let figures = consumer(&stats);
+        let tags = Tags::Dogstatsd;
+        let mut statsd = Statsd::new(&Settings { tags, ..settings }).unwrap();
+        stats.received(5, 50, 1);
+        statsd.export(&figures.sample());
+        let lines = lines(&server);
+        // Lines of one name differ in their tags only: any of them will do.
         assert_eq!(
-            second["weir.fedora.consumer.irc.dropped_total.overflow"],
-            "1|c"
+            lines["weir.consumer.queue_messages"],
+            "5|g|#hub:fedora,consumer:irc"
         );
-        assert_eq!(second.get("weir.fedora.consumer.irc.consumed_total"), None);
+        let dropped = &lines["weir.consumer.dropped_total"];
+        assert!(
+            dropped.starts_with("0|c|#hub:fedora,consumer:irc,reason:"),
+            "{dropped}"
+        );
     }
 
     #[test]
     fn names_hold_nothing_that_statsd_makes_special() {
-        let labels = [("hub", "a.b"), ("endpoint", "tcp://h:1|x@y")];
-        let key = Key::from_parts("weir_source_gaps_total", &labels);
-        assert_eq!(flat(&key).name(), "a_b.source.gaps_total.tcp___h_1_x_y");
-        let key = Key::from_parts("weir_hub_dead_letters_expired_total", &[("hub", "a")]);
-        assert_eq!(flat(&key).name(), "a.hub.dead_letters_expired_total");
+        let named = |name: &str, labels: &[(&str, &str)]| {
+            let family = Family {
+                name,
+                help: "",
+                sort: Sort::Gauge,
+            };
+            key(&family, labels, Tags::None).name().to_owned()
+        };
+        let labels = [
+            ("hub", "a.b"),
+            ("source", "0"),
+            ("endpoint", "tcp://h:1|x@y"),
+        ];
+        assert_eq!(
+            named("weir_source_gaps_total", &labels),
+            "a_b.source.0.gaps_total.tcp___h_1_x_y"
+        );
+        let expired = named("weir_hub_dead_letters_expired_total", &[("hub", "a")]);
+        assert_eq!(expired, "a.hub.dead_letters_expired_total");
     }
 }

@@ -36,7 +36,7 @@ use weir_consumer::Message;
 use super::{Piece, Queue, Side, Taken, bytes_of, wait_for};
 use crate::journal::{Cursor, Gap, Journal, Read, Reader};
 use crate::router::Router;
-use crate::stats::{Reason, Worker};
+use crate::stats::{Reason, Worker, now_ns};
 
 /// Fetched from the journal at a time, at most: enough to make the way there cheap, and little
 /// beside what the consumers of a hub have in memory anyway.
@@ -424,11 +424,12 @@ impl Queue {
         let again_bytes = counted
             .bytes
             .saturating_sub(unread_bytes + drained_bytes as u64);
-        let head_ns = counted.first_ns.unwrap_or_default();
+        let head_ns = counted.first_ns.unwrap_or_else(now_ns);
         self.stats
             .received(again as usize, again_bytes as usize, head_ns);
         self.stats
             .deferred(again + drained, again_bytes + drained_bytes as u64);
+        self.stats.head(head_ns);
         side.behind = Some(Behind { start: from, end });
         self.is_behind.store(true, Ordering::SeqCst);
         hand.reader = Some(backlog.journal.reader(from));
@@ -466,10 +467,14 @@ impl Queue {
         reader
             .get_or_insert_with(|| backlog.journal.reader(start))
             .seek(end);
-        if self.receiver.is_empty() {
+        let all_in_journal = self.receiver.is_empty();
+        if all_in_journal {
             hand.next = hand.next.max(end);
         }
         let _side = self.side.lock();
+        if all_in_journal && let Some(last_ns) = backlog.journal.last_before(end) {
+            self.stats.head(last_ns);
+        }
         let (unread, unread_bytes) = self.stats.behind();
         let messages = counted.messages.min(unread);
         self.stats
@@ -557,7 +562,10 @@ impl Taker {
             return None;
         }
         let piece = self.queue.receiver.try_recv().ok()?;
-        hand.next = piece.last().map_or(hand.next, |last| last.seq() + 1);
+        if let Some(last) = piece.last() {
+            hand.next = last.seq() + 1;
+            self.queue.stats.taken(last.received_ns());
+        }
         self.note(&mut hand, &piece);
         Some(piece)
     }
@@ -571,9 +579,12 @@ impl Taker {
         let (Some(first), Some(last)) = (piece.first(), piece.last()) else {
             return piece;
         };
+        let stats = &self.queue.stats;
         if let Some(worker) = self.worker {
-            self.queue.stats.worker(worker).holds_from(first.seq());
+            stats.worker(worker).hold(first.received_ns(), 0);
+            stats.worker(worker).holds_from(first.seq());
         }
+        stats.taken(last.received_ns());
         // A replay may have begun between the taking and this note: then the order is another.
         if hand.epoch == self.epoch {
             hand.next = last.seq() + 1;
