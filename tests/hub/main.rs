@@ -4,6 +4,7 @@
 
 mod dead;
 mod delivery;
+mod http;
 mod journal;
 mod pages;
 mod process;
