@@ -161,7 +161,8 @@ fn each_figure_of_a_consumer_is_what_arithmetic_says() {
             && is("stuck", "dropped_total", &[("reason", "overflow")], 5.0)
     });
     let page = scrape(at);
-    let expected: &[(&str, &str, &[(&str, &str)], f64)] = &[
+    type Expected<'s> = (&'s str, &'s str, &'s [(&'s str, &'s str)], f64);
+    let expected: &[Expected<'_>] = &[
         ("picky", "weir_consumer_received_total", &[], 10.0),
         ("picky", "weir_consumer_consumed_total", &[], 5.0),
         ("picky", "weir_consumer_failed_total", &[], 6.0),
