@@ -5,6 +5,7 @@
 mod dead;
 mod delivery;
 mod journal;
+mod lag;
 mod pages;
 mod process;
 mod sockets;
