@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 something failed while running; 2 the command line or the configuration
 //! is wrong, and nothing was started; 128 + n a second signal n ended the hub at once.
 
+mod ask;
 mod config;
 mod dead;
 mod demo;

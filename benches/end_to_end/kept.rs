@@ -346,7 +346,7 @@ impl Bench {
     }
 
     /// Pairs of runs in turns, as many as make a median.
-    fn turns<R>(
+    pub(crate) fn turns<R>(
         &self,
         what: &str,
         mut left: impl FnMut() -> Result<R>,
@@ -364,7 +364,7 @@ impl Bench {
     }
 
     /// Adds the rows, or says in place of the first why there are none.
-    fn push<R>(
+    pub(crate) fn push<R>(
         &mut self,
         what: &str,
         columns: [&'static str; 2],

@@ -7,9 +7,11 @@
 //! It is a report, not a test: a target that is missed makes no difference to the exit status. A
 //! role that fails or a message that is lost does, and leaves no number in the table.
 //!
-//! Here is what makes a run and a table, and what needs no journal; `kept.rs` has the rest.
+//! Here is what makes a run and a table, and what needs no journal; `kept.rs` has what does, and
+//! `watched.rs` what exporters cost.
 
 mod kept;
+mod watched;
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
@@ -103,6 +105,7 @@ enum Part {
     Append,
     Backlog,
     Start,
+    Watched,
 }
 
 /// What a process started by this program does.
@@ -132,6 +135,9 @@ enum Role {
     /// Appends to a journal, without a hub.
     #[command(hide = true)]
     Append(kept::Append),
+    /// Looks at what exporters cost.
+    #[command(hide = true)]
+    Watched(watched::Watched),
 }
 
 #[derive(Args, Clone, Copy)]
@@ -193,6 +199,7 @@ fn main() -> ExitCode {
         Some(Role::Open(fill)) => say(&kept::open(fill)),
         Some(Role::Backlog(waiting)) => say(&kept::backlog(waiting)),
         Some(Role::Append(append)) => say(&kept::append(append)),
+        Some(Role::Watched(role)) => say(&watched::watched(role)),
         None => return report(&options),
     }
     ExitCode::SUCCESS
@@ -810,6 +817,9 @@ fn report(options: &Options) -> ExitCode {
     }
     if wanted(Part::Start) {
         bench.start();
+    }
+    if wanted(Part::Watched) {
+        bench.watched();
     }
     if options.quick {
         (bench.rows.iter_mut()).for_each(|row| row.target = None); // too short to say

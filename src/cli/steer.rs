@@ -1,15 +1,15 @@
 //! Commands that tell a hub something: through its socket while it runs, else in its data.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
-use super::{ConfigArgs, Failure, duration, say};
+use super::ask::{Address, Unanswered};
+use super::{ConfigArgs, Failure, duration};
 use crate::config::Config;
 use crate::data_dir::{self, DataDir, Refused};
 use crate::registry::Registry;
@@ -18,8 +18,6 @@ use crate::{dead_letters, journal};
 
 /// A replay reads what it goes back over.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// Before somebody who waits is told so.
-const IMPATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a hub's data is.
 #[derive(Args)]
@@ -120,52 +118,17 @@ fn user() -> String {
     }
 }
 
-/// Asks the running hub. By hand, because this is one request to our own server, over a Unix
-/// socket, which the HTTP clients there are don't speak without a runtime.
+/// Asks the running hub.
 fn ask(socket: &Path, action: &Action) -> Result<Outcome, Failure> {
-    let talk = || -> std::io::Result<String> {
-        let mut stream = UnixStream::connect(socket)?;
-        let body = serde_json::to_string(action)?;
-        write!(
-            stream,
-            "POST /v1/actions HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        )?;
-        read(&mut stream)
-    };
-    let answer = talk().map_err(|error| {
-        Failure::run(format!(
-            "a process has the data directory, but can't be talked to at {}: {error}; another \
-             command may be at work, or the hub just starting or stopping: try again. (A hub built \
-             without the feature `http` can't be told anything while it runs.)",
-            socket.display()
-        ))
-    })?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    match head.split(' ').nth(1) {
-        Some("200") => serde_json::from_str(body)
-            .map_err(|error| Failure::run(format!("the hub's answer makes no sense: {error}"))),
-        _ => Err(Failure::run(body.trim_end())),
-    }
-}
-
-/// Reads to the end, and says so when that takes long.
-fn read(stream: &mut UnixStream) -> std::io::Result<String> {
-    let begin = Instant::now();
-    let (mut answer, mut part) = (Vec::new(), [0; 4096]);
-    stream.set_read_timeout(Some(IMPATIENCE))?;
-    loop {
-        match stream.read(&mut part) {
-            Ok(0) => return Ok(String::from_utf8_lossy(&answer).into_owned()),
-            Ok(length) => answer.extend_from_slice(&part[..length]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock && begin.elapsed() < PATIENCE => {
-                say("the hub has not answered yet; it will do it even if you don't wait\n");
-            }
-            Err(error) => return Err(error),
-        }
-    }
+    let hub = Address::Socket(socket.to_owned());
+    hub.post("/v1/actions", action, PATIENCE).map_err(|unanswered| match unanswered {
+        Unanswered::Away(why) => Failure::run(format!(
+            "a process has the data directory, but can't be talked to: {why}; another command may \
+             be at work, or the hub just starting or stopping: try again. (A hub built without the \
+             feature `http` can't be told anything while it runs.)"
+        )),
+        other => other.into(),
+    })
 }
 
 /// Prints what came of it.

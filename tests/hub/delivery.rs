@@ -5,6 +5,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
+use weir::monitor::sample::FigureValue;
 use weir::stats::{Reason, State};
 use weir_consumer::{Consumer, Context, Failure, Kind, Message, Producer, Publisher, Result};
 
@@ -511,5 +512,38 @@ fn publishing_without_an_endpoint_is_a_failure_that_says_so() {
     eventually("given up", || {
         consumer(&hub, "echo").dropped.of(Reason::Attempts) == 1
     });
+    hub.stop();
+}
+
+#[test]
+fn what_an_author_measures_is_a_figure_with_the_consumers_name() {
+    let measuring = |name: &str| {
+        kind(name, |_| {
+            metrics::counter!("posts", "channel" => "#weir").increment(2);
+            Ok(())
+        })
+    };
+    let toml = "[consumers.irc]\ntopics = ''\n[consumers.mail]\ntopics = 'mail'";
+    let (feed, hub) = fed(toml, [measuring("irc"), measuring("mail")]);
+    for topic in ["a", "mail"] {
+        feed.send(topic, "x").unwrap();
+    }
+    let posts = || {
+        let figures = hub.figures().latest().dump().figures.into_iter();
+        let posts = figures.filter(|figure| figure.name == "posts_total");
+        let posts = posts.map(|figure| {
+            let label = |name: &str| {
+                let mut labels = figure.labels.iter();
+                labels.find(|(key, _)| key == name).unwrap().1.clone()
+            };
+            assert_eq!(label("channel"), "#weir");
+            (label("consumer"), figure.value)
+        });
+        posts.collect::<Vec<_>>()
+    };
+    let value = |value| FigureValue::Number { value: Some(value) };
+    let expected = [("irc", value(4.0)), ("mail", value(2.0))];
+    let expected = expected.map(|(name, value)| (name.to_owned(), value));
+    eventually("measured", || posts() == expected);
     hub.stop();
 }

@@ -6,6 +6,7 @@ mod dead;
 mod delivery;
 mod http;
 mod journal;
+mod lag;
 mod pages;
 mod process;
 mod sockets;

@@ -20,6 +20,7 @@ mod sqlite;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use metrics::histogram;
 use serde::Deserialize;
 use weir_consumer::{Consumer, Context, Kind, Message, Result};
 
@@ -117,6 +118,7 @@ impl Consumer for Archive {
             None => Sqlite::connect(&self.path, self.synchronous)?,
         };
         connection.insert(batch)?;
+        histogram!("archive_batch_messages").record(batch.len() as f64);
         self.connection = Some(connection);
         Ok(())
     }
