@@ -244,7 +244,7 @@ impl ConsumerFigures {
                 max_seconds: Duration::from_nanos(shot.processing_max_ns).as_secs_f64(),
                 total_seconds: Duration::from_nanos(shot.processing_ns).as_secs_f64(),
             },
-            lane_wait_seconds: Duration::from_nanos(shot.lane_wait_ns).as_secs_f64(),
+            time_seconds: Spent(shot.spent_ns),
             last_success_timestamp_seconds: match shot.last_success_ns {
                 0 => None,
                 ns => Some(ns as f64 / 1e9),
@@ -323,8 +323,19 @@ pub struct ConsumerStatus {
     pub service_per_second: Option<f64>,
     pub forecast_accuracy: Option<Accuracy>,
     pub processing: Processing,
-    pub lane_wait_seconds: f64,
+    pub time_seconds: Spent,
     pub last_success_timestamp_seconds: Option<f64>,
+}
+
+/// How long workers were in each state, by the state's word.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent([u64; State::ALL.len()]);
+
+impl Serialize for Spent {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let spent = State::ALL.iter().zip(self.0);
+        to.collect_map(spent.map(|(state, ns)| (state.as_str(), ns as f64 / 1e9)))
+    }
 }
 
 /// How long deliveries take.
