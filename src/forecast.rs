@@ -31,7 +31,7 @@ use serde::Serialize;
 use crate::stats::{Reason, Snapshot, State};
 pub use record::Accuracy;
 use record::Record;
-use series::{Pace, Series};
+use series::{Pace, Series, Trend};
 pub use what_if::{Burst, WhatIf, what_if};
 
 /// A stall is named when nothing was settled for one and a half of these, although messages wait;
@@ -639,96 +639,67 @@ impl Steadied {
 }
 
 /// What a queue shrinks by: what is served less what arrives.
-struct Net<'a> {
+struct Net {
     arrived: Pace,
     served: Pace,
+    /// Now.
     per_second: f64,
-    series: (&'a Series, &'a Series),
-    /// It changes by so much a second, for so many seconds.
-    change: Option<(f64, f64, f64)>,
+    /// This changes by so much a second, as it has for so many seconds.
+    change: Option<(f64, f64)>,
 }
 
-impl<'a> Net<'a> {
-    fn new(arrivals: &'a Series, arrived: Pace, services: &'a Series, served: Pace) -> Self {
+impl Net {
+    fn new(arrivals: &Series, arrived: Pace, services: &Series, served: Pace) -> Self {
+        let arriving = arrivals.trend(&arrived);
+        let serving = services.trend(&served);
+        let now = |trend: Option<Trend>, pace: Pace| trend.map_or(pace.mean, |trend| trend.now);
+        let change = |trend: Option<Trend>| trend.map_or(0.0, |trend| trend.change);
+        let spans = [arriving, serving].into_iter().flatten();
+        let span = spans.map(|trend| trend.span).reduce(f64::min);
         Net {
             arrived,
             served,
-            per_second: served.mean - arrived.mean,
-            series: (arrivals, services),
-            change: None,
+            per_second: now(serving, served) - now(arriving, arrived),
+            change: span.map(|span| (change(serving) - change(arriving), span)),
         }
     }
 
-    fn drain(mut self, depth: f64) -> Drain {
+    fn drain(&self, depth: f64) -> Drain {
         let deviation = (self.arrived.mean_variance() + self.served.mean_variance()).sqrt();
         if self.per_second < -1.3 * deviation {
             return Drain::Growing {
                 per_second: -self.per_second,
             };
         }
-        let straight = depth / self.per_second;
-        if self.per_second <= 0.5 * deviation || straight > FAR {
+        let about = depth / self.per_second;
+        if self.per_second <= 0.5 * deviation || about > FAR {
             return Drain::Steady;
         }
-        self.change = self.trend(2.0 * straight);
-        let likely = self.first(straight, depth, |net, at| match net.change {
-            Some(_) => net.bent(at),
-            None => net.straight(at),
-        });
-        let likely = likely.unwrap_or(straight);
-        let earliest = |net: &Self, at: f64| {
-            let gone = net.straight(at).max(net.bent(at));
+        // A trend may end now, or prove to be half as strong again.
+        let likely = self.first(about, depth, |net, at| net.gone(at, 1.0));
+        let likely = likely.unwrap_or(about);
+        let low = self.first(likely, depth, |net, at| {
+            let gone = net.gone(at, 0.0).max(net.gone(at, 1.5));
             gone * (1.0 + net.wander(at)) + LOW_DEVIATIONS * net.deviation(at)
-        };
-        let latest = |net: &Self, at: f64| {
-            let gone = net.straight(at).min(net.bent(at));
+        });
+        let high = self.first(likely, depth, |net, at| {
+            let gone = net.gone(at, 0.0).min(net.gone(at, 1.5));
             gone * (1.0 - net.wander(at)) - HIGH_DEVIATIONS * net.deviation(at)
-        };
-        let low = self.first(likely, depth, earliest).unwrap_or(likely);
-        let high = self
-            .first(likely, depth, latest)
-            .filter(|high| *high <= FAR);
+        });
         Drain::Draining {
-            low_seconds: low.min(likely),
-            high_seconds: high.map(|high| high.max(likely)),
+            low_seconds: low.unwrap_or(likely).min(likely),
+            high_seconds: (high.filter(|high| *high <= FAR)).map(|high| high.max(likely)),
             likely_seconds: likely,
             confidence: CONFIDENCE,
         }
     }
 
-    fn trend(&self, seconds_max: f64) -> Option<(f64, f64, f64)> {
-        let seconds_max = seconds_max.max(1_100.0);
-        let (arrived, served) = (
-            self.series.0.trend(seconds_max),
-            self.series.1.trend(seconds_max),
-        );
-        let span = [arrived, served]
-            .into_iter()
-            .flatten()
-            .map(|trend| trend.span);
-        let span = span.reduce(f64::min)?;
-        let (arriving, arriving_change) = arrived
-            .map(|trend| (trend.now, trend.change))
-            .unwrap_or((self.arrived.mean, 0.0));
-        let (serving, serving_change) = served
-            .map(|trend| (trend.now, trend.change))
-            .unwrap_or((self.served.mean, 0.0));
-        Some((serving - arriving, serving_change - arriving_change, span))
-    }
-
-    /// What is gone after so many seconds at the present pace.
-    fn straight(&self, seconds: f64) -> f64 {
-        self.per_second * seconds
-    }
-
-    /// The same if the pace goes on changing as it does, for as long as it has been seen to.
-    fn bent(&self, seconds: f64) -> f64 {
-        let Some((now, change, span)) = self.change else {
-            return self.straight(seconds);
-        };
+    /// What is gone after so many seconds, if the pace goes on changing in part as it does, for as
+    /// long as it has been seen to.
+    fn gone(&self, seconds: f64, part: f64) -> f64 {
+        let (change, span) = self.change.unwrap_or_default();
         let bending = seconds.min(span);
-        let then = now + change * bending;
-        now * bending + change * bending * bending / 2.0 + then * (seconds - bending)
+        self.per_second * seconds + part * change * bending * (seconds - bending / 2.0)
     }
 
     fn deviation(&self, seconds: f64) -> f64 {
