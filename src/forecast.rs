@@ -20,6 +20,8 @@ mod record;
 mod series;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 mod what_if;
 
 use std::collections::VecDeque;
@@ -49,6 +51,8 @@ const GAP_MAX: f64 = 60.0;
 const RATES_OVER: f64 = 10.0;
 /// Growth is measured over so many.
 const GROWTH_OVER: f64 = 60.0;
+/// So many samples there are in that time, and one before.
+const PAST_MAX: usize = (GROWTH_OVER / SAMPLE_MIN) as usize + 2;
 /// What is settled this soon is the ordinary in-and-out, in seconds of age and of work.
 const ORDINARY: f64 = 3.0;
 /// A lag or so much work is behind, in seconds; half of it is so still.
@@ -269,7 +273,15 @@ fn spoken(seconds: f64, unit_of: f64) -> (String, &'static str) {
     (format!("{time:.decimals$}"), unit)
 }
 
-/// What of a snapshot later ones are compared with.
+/// What came and went until a moment.
+#[derive(Clone, Copy, Debug)]
+struct Tally {
+    at: f64,
+    received: u64,
+    settled: u64,
+}
+
+/// What of a snapshot the next one is compared with.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     /// Seconds by the forecaster's own clock.
@@ -311,6 +323,14 @@ impl Mark {
     fn depth(&self) -> u64 {
         self.received - self.settled
     }
+
+    fn tally(&self) -> Tally {
+        Tally {
+            at: self.at,
+            received: self.received,
+            settled: self.settled,
+        }
+    }
 }
 
 /// One consumer's past, as it was sampled.
@@ -318,9 +338,10 @@ impl Mark {
 pub struct Forecaster {
     workers: usize,
     /// When the last snapshot was taken, in nanoseconds since 1970.
-    last_ns: Option<u64>,
+    last_ns: u64,
+    last: Option<Mark>,
     /// The last minute.
-    past: VecDeque<Mark>,
+    past: VecDeque<Tally>,
     /// What arrived and was not dropped before the consumer had it.
     arrived: Series,
     /// What the consumer settled, in such time only as it always had some.
@@ -359,9 +380,10 @@ impl Forecaster {
     /// Nothing known yet of a consumer with so many workers.
     pub fn new(workers: usize) -> Self {
         Forecaster {
-            workers,
-            last_ns: None,
-            past: VecDeque::new(),
+            workers: workers.max(1),
+            last_ns: 0,
+            last: None,
+            past: VecDeque::with_capacity(PAST_MAX),
             arrived: Series::new(),
             served: Series::new(),
             leaped: None,
@@ -390,29 +412,21 @@ impl Forecaster {
 
     /// Adds a snapshot; it is passed over if it is less than half a second younger than the last.
     pub fn push(&mut self, shot: &Snapshot) {
-        let before = self.past.back().copied();
-        let elapsed = match (self.last_ns, before) {
-            (Some(last), Some(before)) => {
-                let elapsed = (shot.at_ns.checked_sub(last)).map(|ns| ns as f64 / 1e9);
-                let mark = Mark::new(before.at, shot);
-                elapsed.filter(|seconds| *seconds <= GAP_MAX && mark.follows(&before))
-            }
-            _ => None,
-        };
+        let before = self
+            .last
+            .filter(|last| Mark::new(last.at, shot).follows(last));
+        let elapsed = (shot.at_ns.checked_sub(self.last_ns))
+            .map(|ns| ns as f64 / 1e9)
+            .filter(|seconds| *seconds <= GAP_MAX);
         let (Some(elapsed), Some(before)) = (elapsed, before) else {
             return self.begin(shot);
         };
         if elapsed < SAMPLE_MIN {
             return;
         }
-        self.last_ns = Some(shot.at_ns);
         let mark = Mark::new(before.at + elapsed, shot);
         self.remember(&before, &mark, shot);
-        self.past.push_back(mark);
-        while (self.past.get(1)).is_some_and(|second| second.at <= mark.at - GROWTH_OVER) {
-            self.past.pop_front();
-        }
-        self.tell(&mark, &before, shot);
+        self.tell(&before, &mark, shot);
     }
 
     /// Forgets all but the outcomes of earlier forecasts.
@@ -423,9 +437,7 @@ impl Forecaster {
             record,
             ..Forecaster::new(self.workers)
         };
-        self.last_ns = Some(shot.at_ns);
         let mark = Mark::new(0.0, shot);
-        self.past.push_back(mark);
         self.tell(&mark, &mark, shot);
     }
 
@@ -456,14 +468,22 @@ impl Forecaster {
     }
 
     /// Draws the conclusions.
-    fn tell(&mut self, mark: &Mark, before: &Mark, shot: &Snapshot) {
+    fn tell(&mut self, before: &Mark, mark: &Mark, shot: &Snapshot) {
+        self.last_ns = shot.at_ns;
+        self.last = Some(*mark);
+        let begin = mark.at - GROWTH_OVER;
+        // The last one before the minute stays, so that all of it is covered.
+        while self.past.len() == PAST_MAX || self.past.get(1).is_some_and(|past| past.at <= begin) {
+            self.past.pop_front();
+        }
+        self.past.push_back(mark.tally());
         let stood = matches!(shot.state, State::Paused | State::Halted);
         if stood {
             self.stood = mark.at;
         }
         let processing = shot.processing_mean().map(|mean| mean.as_secs_f64());
         let window = STALL_WINDOW.max(4.0 * processing.unwrap_or_default());
-        self.stall.sample(mark, before, shot.state, window);
+        self.stall.sample(before, mark, shot.state, window);
 
         let served = self.served.pace();
         let timed = processing.filter(|mean| *mean > 0.0);
@@ -499,7 +519,7 @@ impl Forecaster {
     /// The rates from so many seconds before a sample until it.
     fn rate(&self, to: &Mark, seconds: f64) -> Option<Rates> {
         let from = (self.past.iter().rev())
-            .find(|mark| mark.at <= to.at - seconds)
+            .find(|past| past.at <= to.at - seconds)
             .or(self.past.front())?;
         let seconds = to.at - from.at;
         (seconds > 0.0).then(|| Rates {
@@ -556,7 +576,7 @@ impl Forecaster {
         let behind = lag > BEHIND * part || (work > BEHIND * part && lag > 0.0);
         // What came while it was paused is no growth.
         let from = self.past.iter().find(|past| past.at >= self.stood);
-        let from = *from.unwrap_or(mark);
+        let from = from.copied().unwrap_or(mark.tally());
         let received = (mark.received - from.received) as f64;
         let settled = (mark.settled - from.settled) as f64;
         let least = (3.0 * (received + settled).sqrt()).max(0.02 * received);
@@ -573,7 +593,7 @@ impl Forecaster {
 }
 
 impl Stall {
-    fn sample(&mut self, mark: &Mark, before: &Mark, state: State, window: f64) {
+    fn sample(&mut self, before: &Mark, mark: &Mark, state: State, window: f64) {
         let now = mark.at;
         self.empty_since = (mark.depth() == 0).then(|| self.empty_since.unwrap_or(now));
         let empty = (self.empty_since).is_some_and(|since| now - since >= EMPTY_AWHILE);
@@ -732,46 +752,5 @@ impl Net {
             }
         }
         Some(at)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(second: u64, received: u64, queue_messages: u64) -> Snapshot {
-        Snapshot {
-            at_ns: second * 1_000_000_000,
-            received,
-            queue_messages,
-            ..Snapshot::default()
-        }
-    }
-
-    #[test]
-    fn rates_are_those_of_the_window_and_no_older() {
-        let mut window = Window::new(Duration::from_secs(10));
-        assert_eq!(window.rates(), None);
-        window.push(at(100, 0, 0));
-        assert_eq!(window.rates(), None);
-        window.push(at(105, 1000, 500));
-        assert_eq!(
-            window.rates(),
-            Some(Rates {
-                received: 200.0,
-                settled: 100.0
-            })
-        );
-        for second in 106..=120 {
-            window.push(at(second, 1000, 0));
-        }
-        assert_eq!(
-            window.rates(),
-            Some(Rates {
-                received: 0.0,
-                settled: 0.0
-            })
-        );
-        assert!(window.snapshots.len() <= 12);
     }
 }

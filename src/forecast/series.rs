@@ -109,6 +109,13 @@ impl Series {
         }
     }
 
+    /// What it takes on the heap.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        let marks: usize = self.levels.iter().map(VecDeque::capacity).sum();
+        marks * size_of::<Mark>()
+    }
+
     /// The mean of the last so many blocks of a level and of what came since; all there is if they
     /// are fewer.
     fn recent(&self, level: usize, blocks: usize) -> Option<(f64, f64)> {
