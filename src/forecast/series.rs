@@ -168,7 +168,7 @@ impl Series {
         let (mean, span) = self
             .recent(0, shortest)
             .filter(|_| self.now.at >= SECONDS_MIN)?;
-        let block = self.blocks(0, shortest).filter(|_| shortest > 4);
+        let block = (shortest > 4).then(|| self.blocks(0, shortest)).flatten();
         let variance = block.map_or(0.0, |block| block.variances[0]);
         let mut best = Pace::of(mean, span, &[(1.0, variance.max(mean.abs()))]);
 
