@@ -5,16 +5,17 @@
 //!
 //! 1. A forecast is a range on the wall clock, from what arrives and what is settled while messages
 //!    wait; how long deliveries take has no part in it.
-//! 2. The range is as wide as the past was uneven: measured, see [`series`].
-//! 3. A stall is named within two windows of [`STALL_WINDOW`] (longer if deliveries take long), and
-//!    neither one lucky message nor one empty moment ends it.
+//! 2. The range is as wide as the past was uneven: measured, see `series.rs`.
+//! 3. A stall is named within two windows of 30 s, or of four times the mean processing time if that
+//!    is longer; neither one lucky message nor one empty moment ends it.
 //! 4. What an operator or a bound drops is no work of the consumer's; skips, replays, pauses and
 //!    halts make earlier forecasts void, neither right nor wrong.
 //! 5. Memory of one consumer is bounded, below 16 KiB.
 //! 6. A clock that is set back, a gap of a minute, or counters that shrink: it begins anew.
 //!
-//! It can't foresee a change that nothing announces, and says so with a range that is narrower than
-//! the truth: [`Accuracy`] tells how often that happened.
+//! It can't foresee a change that nothing announces: then a range is wrong, and [`Accuracy`] tells how
+//! often it was. What a snapshot does not tell is left out, too: that an operator has paused a
+//! consumer shows when its delivery has ended.
 
 mod record;
 mod series;
@@ -493,7 +494,8 @@ impl Forecaster {
 
         if stood {
             self.record.discard();
-        } else if mark.depth() == 0 || shot.lag.as_secs_f64() < SAMPLE_MIN {
+        } else if mark.depth() == 0 || shot.lag.as_secs_f64() < mark.at - before.at {
+            // Or as good as: all that was there at the last sample is settled.
             self.record.emptied(mark.at);
         } else {
             self.record.not_emptied(mark.at);
@@ -573,7 +575,8 @@ impl Forecaster {
         let lag = shot.lag.as_secs_f64();
         let work = service.map_or(0.0, |service| mark.waiting as f64 / service);
         let part = if now >= Health::Behind { 0.5 } else { 1.0 };
-        let behind = lag > BEHIND * part || (work > BEHIND * part && lag > 0.0);
+        // One long delivery that nothing waits for is none.
+        let behind = mark.waiting > 0 && lag.max(work) > BEHIND * part;
         // What came while it was paused is no growth.
         let from = self.past.iter().find(|past| past.at >= self.stood);
         let from = from.copied().unwrap_or(mark.tally());

@@ -1,7 +1,7 @@
 //! Forecasts against queues whose future is known: it is simulated, second by second, to its end.
 //!
-//! The truth is the time from a forecast until the queue is next empty. What is measured is printed
-//! (`cargo test -p weir --lib simulation -- --nocapture`). The bounds on the width are there because
+//! The truth is the time from a forecast until the queue is next empty. What is measured is printed:
+//! `cargo test -p weir --lib simulation -- --nocapture`. The bounds on the width are there because
 //! a range from now to never is always right.
 
 use std::collections::VecDeque;
@@ -189,8 +189,9 @@ impl Measured {
                 empty = Some(at);
                 continue;
             }
-            let Some(empty) = empty else { continue };
-            let truth = (empty - at) as f64;
+            // What it was not yet at the end may only be missed.
+            let truth = empty.map_or(f64::INFINITY, |empty| (empty - at) as f64);
+            let left = (scenario.seconds as usize - at) as f64;
             if turned[at] && lag.as_secs() > 10 {
                 self.draining += 1;
                 self.given += usize::from(matches!(drain, Drain::Draining { .. }));
@@ -212,13 +213,16 @@ impl Measured {
             } = drain
             {
                 let high = high_seconds.unwrap_or(f64::INFINITY);
+                if truth.is_infinite() && high + 1.0 >= left {
+                    continue;
+                }
                 self.ranges += 1;
                 // Samples are a second apart: so is the truth.
                 let contained = truth >= low_seconds - 1.0 && truth <= high + 1.0;
                 self.contained += usize::from(contained);
                 self.endless += usize::from(high.is_infinite());
                 self.widths.push(high / low_seconds.max(1.0));
-                self.errors.push((likely_seconds - truth).abs() / truth);
+                (self.errors).push((likely_seconds - truth).abs() / truth.min(left));
             }
         }
     }
@@ -239,8 +243,8 @@ fn check(scenario: Scenario) {
     let endless = all.endless as f64 / all.ranges as f64;
     let (width, error) = (median(all.widths), median(all.errors));
     println!(
-        "{:<28} {:>6} ranges: {:.0} % contain the truth; median high/low {width:.2}, error {:.0} %; \
-         {:.1} % without end; given to {:.0} % of draining samples {:?}",
+        "{:<28} {:>6} ranges: {:.0} % contain the truth; median high/low {width:.2}, \
+         error {:.0} %; {:.1} % without end; given to {:.0} % of draining samples {:?}",
         scenario.name,
         all.ranges,
         100.0 * contained,

@@ -144,6 +144,39 @@ fn long_deliveries_are_no_stall() {
 }
 
 #[test]
+fn a_long_delivery_that_nothing_waits_for_is_well() {
+    let mut watched = Watched::new();
+    watched.pass(100, 1, 10);
+    watched.pass(1, 1, 0);
+    let forecast = watched.pass(STALL_WINDOW as u64, 0, 0);
+    assert_eq!(
+        (forecast.health, forecast.drain),
+        (Health::Ok, Drain::Empty)
+    );
+}
+
+#[test]
+fn after_a_minute_of_steady_rates_the_range_is_narrow() {
+    for seed in 1..=10 {
+        let mut world = World::new(seed);
+        let mut forecaster = Forecaster::new(1);
+        world.receive(20_000);
+        let mut widths = Vec::new();
+        for second in 0..400 {
+            forecaster.push(&world.second(20.0, 50.0));
+            if second >= 60 {
+                let (low, high) = range(forecaster.forecast().drain);
+                widths.push(high / low);
+            }
+        }
+        widths.sort_by(f64::total_cmp);
+        let (median, widest) = (widths[widths.len() / 2], widths[widths.len() - 1]);
+        println!("seed {seed}: median high/low {median:.2}, widest {widest:.2}");
+        assert!(median <= 1.5 && widest <= 2.0, "seed {seed}");
+    }
+}
+
+#[test]
 fn one_lucky_message_does_not_end_a_stall() {
     let mut watched = Watched::new();
     watched.world.receive(100);
@@ -248,6 +281,30 @@ fn a_replay_makes_earlier_forecasts_void() {
 }
 
 #[test]
+fn a_burst_is_growth_while_it_lasts_and_a_range_soon_after() {
+    let mut watched = Watched::new();
+    for _ in 0..10 {
+        watched.pass(15, 0, 20);
+        watched.pass(1, 1, 20);
+        assert_eq!(watched.pass(44, 0, 20).drain, Drain::Empty);
+    }
+    watched.pass(15, 120, 20);
+    for _ in 0..285 {
+        match watched.pass(1, 120, 20).drain {
+            Drain::Growing { per_second } => assert!(per_second > 50.0, "{per_second}"),
+            other => panic!("{other}"),
+        }
+    }
+    watched.pass(30, 0, 20);
+    let (low, high) = range(watched.pass(1, 0, 20).drain);
+    let truth = (300 * 100 - 31 * 20) as f64 / 20.0;
+    assert!(
+        low < truth && truth < high && high < 1.5 * low,
+        "{low} {truth} {high}"
+    );
+}
+
+#[test]
 fn batches_that_keep_coming_are_a_rate() {
     let mut watched = Watched::new();
     for _ in 0..60 {
@@ -315,7 +372,7 @@ fn health_does_not_flap_near_capacity() {
             before = health;
         }
         println!("{arriving}/s of 20/s: health changes {changes} times in {HOURS} hours");
-        assert!(changes <= 8 * HOURS, "{changes} changes at {arriving}/s");
+        assert!(changes <= 5 * HOURS, "{changes} changes at {arriving}/s");
     }
 }
 
@@ -459,7 +516,9 @@ proptest! {
 
     /// Whatever the numbers, nothing panics and what comes out is in order.
     #[test]
-    fn no_numbers_panic(shots in prop::collection::vec((any::<[u64; 9]>(), any::<[u8; 3]>()), 1..300)) {
+    fn no_numbers_panic(
+        shots in prop::collection::vec((any::<[u64; 9]>(), any::<[u8; 3]>()), 1..300),
+    ) {
         let mut forecaster = Forecaster::new(0);
         let mut at_ns = 1_000_000_000_000;
         let mut base = [0u64; 8];
@@ -496,7 +555,9 @@ proptest! {
                     prop_assert!(likely_seconds <= high_seconds.unwrap_or(f64::INFINITY));
                     prop_assert!(likely_seconds.is_finite());
                 }
-                Drain::Growing { per_second } => prop_assert!(per_second > 0.0 && per_second.is_finite()),
+                Drain::Growing { per_second } => {
+                    prop_assert!(per_second > 0.0 && per_second.is_finite());
+                }
                 Drain::Stalled { for_seconds } => prop_assert!(for_seconds > 0.0),
                 Drain::Empty | Drain::Steady | Drain::Unknown => {}
             }
