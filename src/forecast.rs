@@ -6,15 +6,15 @@
 //! 1. A forecast is a range on the wall clock, from what arrives and what is settled while messages
 //!    wait; how long deliveries take has no part in it.
 //! 2. The range is as wide as the past was uneven: measured, see `series.rs`.
-//! 3. A stall is named within two windows of 30 s, or of four times the mean processing time if that
-//!    is longer; neither one lucky message nor one empty moment ends it.
+//! 3. A stall is named within two windows; a window is 30 s, or four times the mean processing time
+//!    if that is longer. Neither one lucky message nor one empty moment ends it.
 //! 4. What an operator or a bound drops is no work of the consumer's; skips, replays, pauses and
 //!    halts make earlier forecasts void, neither right nor wrong.
 //! 5. Memory of one consumer is bounded, below 16 KiB.
 //! 6. A clock that is set back, a gap of a minute, or counters that shrink: it begins anew.
 //!
-//! It can't foresee a change that nothing announces: then a range is wrong, and [`Accuracy`] tells how
-//! often it was. What a snapshot does not tell is left out, too: that an operator has paused a
+//! It can't foresee a change that nothing announces: then a range is wrong, and [`Accuracy`] tells
+//! how often it was. What a snapshot does not tell is left out, too: that an operator has paused a
 //! consumer shows when its delivery has ended.
 
 mod record;

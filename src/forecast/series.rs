@@ -179,6 +179,7 @@ impl Series {
             let Some(blocks) = self.blocks(level, count) else {
                 break;
             };
+            // A finer level tells of shorter times, if it has seen its pattern repeat.
             if count < BLOCKS
                 && let Some(lower) = lower.take().filter(|blocks| blocks.even)
             {
@@ -194,11 +195,10 @@ impl Series {
                 continue;
             };
             let mut all = knots;
-            for (knot, step) in all[len..].iter_mut().zip([1.0, 2.0, 4.0]) {
-                let variance = blocks.variances[step as usize / 2];
-                *knot = (step * blocks.span, variance);
+            for (at, variance) in blocks.variances.into_iter().enumerate() {
+                all[len + at] = ((1 << at) as f64 * blocks.span, variance);
             }
-            let pace = Pace::of(mean, span, &all[..(len + 3).min(all.len())]);
+            let pace = Pace::of(mean, span, &all[..len + blocks.variances.len()]);
             // The latest must not contradict it, however short a time that is.
             let shorter = std::iter::once((0, SHORTEST)).chain(WINDOWS[..index].iter().copied());
             let fits = |(level, count)| {

@@ -1,3 +1,5 @@
+//! What the forecasts promise, by name; how right they are is measured in `simulation.rs`.
+
 use std::time::Duration;
 
 use proptest::prelude::*;
