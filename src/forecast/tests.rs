@@ -522,24 +522,28 @@ proptest! {
         shots in prop::collection::vec((any::<[u64; 9]>(), any::<[u8; 3]>()), 1..300),
     ) {
         let mut forecaster = Forecaster::new(0);
+        let reason = Reason::ALL[shots.len() % 9];
         let mut at_ns = 1_000_000_000_000;
         let mut base = [0u64; 8];
         for (numbers, [size, step, state]) in shots {
             // Most follow each other, some are anything at all.
             at_ns = if step == 0 { numbers[8] } else { at_ns + u64::from(step) * 50_000_000 };
             for (base, number) in base.iter_mut().zip(numbers) {
-                let number = number >> (size % 64);
-                *base = if step % 16 == 1 { number } else { base.saturating_add(number) };
+                let number = number >> if size == 0 { 0 } else { 24 + size % 40 };
+                *base = if step == 1 { number } else { base.saturating_add(number) };
             }
             let stats = Stats::new(0);
             stats.received(base[7] as usize, 0, 1);
-            stats.dropped(Reason::ALL[usize::from(size) % 9], base[7] as usize, 0);
+            stats.dropped(reason, base[7] as usize, 0);
             forecaster.push(&Snapshot {
                 at_ns,
                 received: base[0],
                 consumed: base[1],
                 dead_lettered: base[2],
-                queue_messages: numbers[3] >> (step % 64),
+                queue_messages: match step {
+                    2 => numbers[3],
+                    _ => base[0].saturating_sub(base[3]),
+                },
                 waiting: numbers[4] >> (step % 64),
                 lag: Duration::from_nanos(base[5]),
                 timed: base[6],
