@@ -29,7 +29,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::stats::{Reason, Snapshot, State};
 pub use record::Accuracy;
@@ -80,7 +80,7 @@ const LEAP_SECONDS: f64 = 20.0;
 const LEAPS_APART: f64 = 600.0;
 
 /// Messages a second in and out of a queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// Received.
     #[serde(rename = "in")]
@@ -107,7 +107,7 @@ pub struct Forecast {
 }
 
 /// When a queue will be empty.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "forecast", rename_all = "snake_case")]
 pub enum Drain {
     /// Nothing waits, or what does is the ordinary in-and-out of a consumer that keeps up.
@@ -141,7 +141,7 @@ pub enum Drain {
 
 /// One word on a consumer. The order is by how much it needs somebody to look: the maximum of
 /// several is the worst.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
     /// It keeps up.

@@ -42,6 +42,7 @@ use crate::runner::rate::Bucket;
 use crate::runner::{self, Careful, Runner, Supply};
 use crate::stats::{Reason, Stats, now_ns};
 use crate::steering::{Action, Outcome, Steering};
+use crate::why::Limits;
 
 /// How long a worker may take to end once the deadline has come.
 const GRACE: Duration = Duration::from_secs(1);
@@ -772,13 +773,20 @@ impl<'c> Workers<'c> {
 
     fn figures(&self) -> ConsumerFigures {
         let settings = &self.config.settings;
-        ConsumerFigures::new(
+        let mut figures = ConsumerFigures::new(
             &self.config.name,
             self.config.kind.name(),
             settings.prefixes(),
             settings.queue.messages,
             self.queue.stats().clone(),
-        )
+        );
+        figures.limits = Limits {
+            rate_per_second: settings.rate.map(|rate| rate.per_second),
+            lane: settings.lane.clone(),
+            keyed: settings.key.is_some(),
+            attempts: settings.retry.attempts,
+        };
+        figures
     }
 
     fn spawn(self, threads: &mut Threads, stop: &Stop) -> Result<(), String> {

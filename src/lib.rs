@@ -71,6 +71,8 @@ pub mod steering;
 pub mod producer;
 pub mod publisher;
 
+pub mod why;
+
 pub mod monitor;
 
 #[cfg(feature = "http")]

@@ -12,7 +12,7 @@ pub mod prometheus;
 pub mod sample;
 pub mod statsd;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,9 @@ use crate::lifecycle::Flag;
 use crate::measured::Measured;
 use crate::producer::{ProducerSnapshot, ProducerStats};
 use crate::publisher::{PublishSnapshot, PublishStats};
-use crate::stats::{Dropped, Reason, SourceSnapshot, SourceStats, State, Stats, now_ns};
+use crate::recent::Lately;
+use crate::stats::{Dropped, Reason, Snapshot, SourceSnapshot, SourceStats, State, Stats, now_ns};
+use crate::why::{InHand, Limits, Share, Why};
 use sample::{ConsumerSample, ProducerSample, Sample, SourceLag, SourceSample};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -90,9 +92,46 @@ pub struct ConsumerFigures {
     pub workers: usize,
     /// The bound of its queue.
     pub capacity: usize,
+    /// What its configuration holds it to.
+    pub limits: Limits,
     /// Its counters.
     pub stats: Arc<Stats>,
     forecaster: Mutex<Forecaster>,
+    watched: Mutex<Watched>,
+}
+
+/// What the monitor remembers of a consumer for [`ConsumerFigures::why`].
+#[derive(Default)]
+struct Watched {
+    /// When, and how long its workers had been in each state then.
+    spent: VecDeque<(u64, [u64; State::ALL.len()])>,
+    /// What each worker had in hand, with its counters then, and since when.
+    in_hand: Vec<(Option<(u64, u64)>, u64)>,
+}
+
+/// Why a consumer is slow is told from so much of its past...
+const WHY_OVER: Duration = Duration::from_secs(300);
+/// ...remembered once in so long.
+const WHY_EVERY: Duration = Duration::from_secs(10);
+
+impl Watched {
+    fn look(&mut self, stats: &Stats, shot: &Snapshot) {
+        let now = shot.at_ns;
+        let since_last = self.spent.back().map(|(at, _)| now.saturating_sub(*at));
+        if since_last.is_none_or(|ns| ns >= WHY_EVERY.as_nanos() as u64) {
+            self.spent.push_back((now, shot.spent_ns));
+            while self.spent.len() > (WHY_OVER.as_secs() / WHY_EVERY.as_secs()) as usize + 1 {
+                self.spent.pop_front();
+            }
+        }
+        self.in_hand.resize(stats.workers().len(), (None, now));
+        for (worker, known) in stats.workers().iter().zip(&mut self.in_hand) {
+            let here = worker.in_hand_seq().map(|seq| (seq, worker.settled()));
+            if here != known.0 {
+                *known = (here, now);
+            }
+        }
+    }
 }
 
 /// One source: what it is and its counters.
@@ -160,8 +199,10 @@ impl ConsumerFigures {
             topics,
             workers,
             capacity,
+            limits: Limits::default(),
             stats,
             forecaster: Mutex::new(Forecaster::new(workers)),
+            watched: Mutex::default(),
         }
     }
 
@@ -170,12 +211,74 @@ impl ConsumerFigures {
         self.forecaster.lock().forecast()
     }
 
+    /// What holds it back; `topic` finds a message's in the journal.
+    pub fn why(&self, topic: impl Fn(u64) -> Option<String>) -> Why {
+        let shot = self.stats.snapshot();
+        let forecast = self.forecast();
+        let (first, in_hand) = {
+            let watched = self.watched.lock();
+            (watched.spent.front().copied(), watched.in_hand.clone())
+        };
+        let (since_ns, before) = first.unwrap_or_default();
+        let spent = shot.spent_ns.iter().zip(before);
+        let spent: Vec<u64> = spent.map(|(now, then)| now.saturating_sub(then)).collect();
+        let all = spent.iter().sum::<u64>().max(1) as f64;
+        let mut time: Vec<Share> = (State::ALL.into_iter().zip(spent))
+            .filter(|(_, ns)| *ns > 0)
+            .map(|(state, ns)| Share {
+                state,
+                ratio: ns as f64 / all,
+            })
+            .collect();
+        time.sort_by(|a, b| b.ratio.total_cmp(&a.ratio));
+        let workers = self.stats.workers().iter().zip(in_hand).enumerate();
+        let in_hand = workers.filter_map(|(number, (worker, (seen, since_ns)))| {
+            let seq = worker.in_hand_seq()?;
+            let same = seen == Some((seq, worker.settled()));
+            let ns = if same {
+                shot.at_ns.saturating_sub(since_ns)
+            } else {
+                0
+            };
+            Some(InHand {
+                worker: number,
+                state: worker.doing(),
+                seq,
+                topic: topic(seq),
+                for_seconds: Duration::from_nanos(ns).as_secs_f64(),
+            })
+        });
+        let notes = self.stats.workers().iter().map(|worker| &worker.recent);
+        let mut why = Why {
+            consumer: self.name.clone(),
+            kind: self.kind.clone(),
+            state: shot.state,
+            health: forecast.health,
+            queue_messages: shot.queue_messages,
+            lag_seconds: shot.lag.as_secs_f64(),
+            drain: forecast.drain,
+            rates: forecast.rates,
+            service_per_second: forecast.service,
+            workers: self.workers,
+            limits: self.limits.clone(),
+            over_seconds: Duration::from_nanos(shot.at_ns.saturating_sub(since_ns)).as_secs_f64(),
+            time,
+            in_hand: in_hand.collect(),
+            lately: Lately::of(notes, shot.at_ns),
+            reason: String::new(),
+            advice: String::new(),
+        };
+        why.explain();
+        why
+    }
+
     fn sample(
         &self,
         letters: Option<dead_letters::Summary>,
         before: Option<&ConsumerSample>,
     ) -> ConsumerSample {
         let shot = self.stats.snapshot();
+        self.watched.lock().look(&self.stats, &shot);
         let forecast = {
             let mut forecaster = self.forecaster.lock();
             forecaster.push(&shot);
@@ -330,6 +433,13 @@ pub struct ConsumerStatus {
 /// How long workers were in each state, by the state's word.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Spent([u64; State::ALL.len()]);
+
+impl Spent {
+    /// The time in this state.
+    pub fn of(&self, state: State) -> Duration {
+        Duration::from_nanos(self.0[state as usize])
+    }
+}
 
 impl Serialize for Spent {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use weir_consumer::Message;
 
 use crate::histogram::{Counts, Histogram, PROCESSING, WAITING};
@@ -82,7 +82,7 @@ impl Reason {
 const REASONS: usize = Reason::ALL.len();
 
 /// What a consumer's worker is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum State {
@@ -413,6 +413,11 @@ impl Worker {
             .map(|ns| ns.load(Ordering::Acquire));
         spent[state] += clock_ns().saturating_sub(since);
         spent
+    }
+
+    /// Messages that it has settled.
+    pub fn settled(&self) -> u64 {
+        self.settled.load(Ordering::Acquire)
     }
 
     /// What it does.
