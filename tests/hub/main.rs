@@ -5,6 +5,7 @@
 mod dead;
 mod delivery;
 mod journal;
+mod moksha;
 mod pages;
 mod process;
 mod sockets;
