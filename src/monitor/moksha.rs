@@ -12,9 +12,9 @@
 //! 4. At the end the hub removes its own file and nobody else's.
 //! 5. No reader holds up the monitor's thread: frames for one who does not read are dropped.
 //!
-//! libzmq alone would break the first three: it deletes what is at the path, and makes the file with
-//! the process's umask, which is everybody's to change (`ipc_listener.cpp`). So it binds inside a
-//! fresh directory that nobody else may enter, and the file is moved from there when it is ready.
+//! libzmq alone would break the first three: it deletes what is at the path, and makes the file by
+//! the umask, which is the whole process's (`ipc_listener.cpp`). So it binds inside a fresh directory
+//! that nobody else may enter, and the file is moved from there when it is ready.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, Permissions, TryLockError};
@@ -323,7 +323,7 @@ fn make_way(path: &Path) -> Result<(), String> {
     match UnixStream::connect(path) {
         Ok(_) => Err(format!(
             "another process, perhaps another hub, listens on {at}; stop that one, or give this \
-             hub a moksha.socket of its own (`fuser {at}` tells which process it is)"
+             hub a moksha.socket of its own"
         )),
         // Nobody listens: it was left behind.
         Err(error)
@@ -461,7 +461,7 @@ impl<'s> ConsumerFrame<'s> {
             times,
             lag: shot.lag.as_secs_f64(),
             health: consumer.forecast.health,
-            drain: consumer.forecast.drain.clone(),
+            drain: consumer.forecast.drain,
             metrics,
         };
         told.received = shot.received;

@@ -79,7 +79,7 @@ fn differences_add_up_to_what_has_happened() {
     }
     inside.recv_timeout(PATIENCE).unwrap();
     let mut sums = [0; 3];
-    // Reads on until the sums of came, taken and failed are these; answers the last frame's backlog.
+    // Reads on until so many came, were taken and failed; answers the backlog then.
     let mut until = |expected: [u64; 3]| loop {
         let frame = reader.frame();
         let (stuck, failing) = (named(&frame, "stuck"), named(&frame, "failing"));
