@@ -13,8 +13,8 @@
 //! 5. No reader holds up the monitor's thread: frames for one who does not read are dropped.
 //!
 //! libzmq alone would break the first three: it deletes what is at the path, and makes the file by
-//! the umask, which is the whole process's (`ipc_listener.cpp`). So it binds inside a fresh directory
-//! that nobody else may enter, and the file is moved from there when it is ready.
+//! the umask, which is the whole process's (`ipc_listener.cpp`). So it binds inside a fresh
+//! directory that nobody else may enter, and the file is moved from there when it is ready.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, Permissions, TryLockError};
