@@ -6,6 +6,7 @@ mod dead;
 mod delivery;
 mod journal;
 mod lag;
+mod moksha;
 mod pages;
 mod process;
 mod sockets;
