@@ -1,0 +1,641 @@
+//! `weir check`: a plugin for Nagios, Icinga and whatever else runs such plugins.
+//!
+//! Promises:
+//!
+//! 1. The exit code is 0 (ok), 1 (warning), 2 (critical) or 3 (unknown), also when it was called in
+//!    a wrong way (3), and standard output begins with one line that says why.
+//! 2. What is not known is not ok: a figure that is not there, a word nobody knows, a hub without
+//!    consumers.
+//! 3. The worst decides: critical before warning before unknown, because what is known to be bad
+//!    needs somebody more than what is not known.
+//! 4. Nothing in an answer breaks the output: no `|`, no line end, no quote where none belongs.
+//! 5. It ends in the time it was given.
+//!
+//! It remembers nothing from one call to the next, so it can't tell that something was lost since:
+//! that is for rules on the counters (`weir_consumer_dropped_total`). The form is that of the
+//! monitoring plugins' guidelines (monitoring-plugins.org/doc/guidelines.html).
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::ask::{Address, HubArgs, Unanswered};
+use super::{Failure, meant, say, words};
+use crate::forecast::{Drain, Health, Rates};
+use crate::registry::Registry;
+
+const LAG_WARNING: Duration = Duration::from_secs(5 * 60);
+const LAG_CRITICAL: Duration = Duration::from_secs(30 * 60);
+/// In percent of what the journal keeps; at 100 messages are lost.
+const RETENTION: Limit = Limit {
+    warning: Some(80.0),
+    critical: Some(95.0),
+};
+/// More consumers than this that are ok are counted and not named.
+const NAMED: usize = 5;
+
+/// Says in one line and an exit code whether all is well: a plugin for Nagios and Icinga.
+///
+/// 0 ok, 1 warning, 2 critical, 3 unknown.
+#[derive(Args)]
+#[command(after_help = "\
+Health is judged so unless told otherwise: stalled and halted are critical, falling_behind and
+paused a warning, behind and ok are ok. Of a paused consumer lag and depth are not judged. Always
+critical: no answer, no consumers, a journal that can't be written, more than 95 % of journal.keep
+used by what waits for a consumer (80 %: warning).
+
+Examples:
+  weir check --config weir.toml
+  weir check --hub http://127.0.0.1:8907 --expect archive,irc --dead-letters-warning 0
+  weir check --config weir.toml --consumer irc --lag-warning 1h --lag-critical 6h
+  weir check --config weir.toml --health-ok paused --health-warning behind")]
+pub(super) struct Check {
+    #[command(flatten)]
+    hub: HubArgs,
+    /// Judge only these consumers; they have to be there.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    consumer: Vec<String>,
+    /// Consumers that have to be there, else it is critical.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    expect: Vec<String>,
+    /// A longer lag is a warning [default: 5m].
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    lag_warning: Option<Duration>,
+    /// A longer lag is critical [default: 30m].
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    lag_critical: Option<Duration>,
+    /// A greater depth is a warning.
+    #[arg(long, value_name = "N")]
+    depth_warning: Option<u64>,
+    /// A greater depth is critical.
+    #[arg(long, value_name = "N")]
+    depth_critical: Option<u64>,
+    /// More dead letters are a warning.
+    #[arg(long, value_name = "N")]
+    dead_letters_warning: Option<u64>,
+    /// More dead letters are critical.
+    #[arg(long, value_name = "N")]
+    dead_letters_critical: Option<u64>,
+    /// Health that is all right.
+    #[arg(long, value_name = "WORD,...", value_delimiter = ',', value_parser = healths())]
+    health_ok: Vec<String>,
+    /// Health that is a warning.
+    #[arg(long, value_name = "WORD,...", value_delimiter = ',', value_parser = healths())]
+    health_warning: Vec<String>,
+    /// Health that is critical.
+    #[arg(long, value_name = "WORD,...", value_delimiter = ',', value_parser = healths())]
+    health_critical: Vec<String>,
+    /// No answer in this time is critical.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = super::duration)]
+    timeout: Duration,
+    /// Print a JSON object instead.
+    #[arg(long)]
+    json: bool,
+}
+
+fn healths() -> PossibleValuesParser {
+    Health::ALL.map(Health::as_str).into()
+}
+
+/// What the plugin says; the worst is the greatest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Grade {
+    Ok,
+    Unknown,
+    Warning,
+    Critical,
+}
+
+impl Grade {
+    fn code(self) -> u8 {
+        match self {
+            Grade::Ok => 0,
+            Grade::Warning => 1,
+            Grade::Critical => 2,
+            Grade::Unknown => 3,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Grade::Ok => "OK",
+            Grade::Warning => "WARNING",
+            Grade::Critical => "CRITICAL",
+            Grade::Unknown => "UNKNOWN",
+        }
+    }
+}
+
+/// Above what a figure is bad.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Limit {
+    warning: Option<f64>,
+    critical: Option<f64>,
+}
+
+impl Limit {
+    /// The limits given; `name` is for the error.
+    fn new(name: &str, warning: Option<f64>, critical: Option<f64>) -> Result<Self, String> {
+        match (warning, critical) {
+            (Some(warning), Some(critical)) if warning > critical => Err(format!(
+                "--{name}-warning is above --{name}-critical: it could never warn"
+            )),
+            _ => Ok(Limit { warning, critical }),
+        }
+    }
+
+    /// With defaults for what was not given, never in the wrong order.
+    fn or(self, warning: f64, critical: f64) -> Self {
+        Limit {
+            warning: (self.warning).or(Some(self.critical.unwrap_or(critical).min(warning))),
+            critical: (self.critical).or(Some(self.warning.unwrap_or(warning).max(critical))),
+        }
+    }
+
+    fn given(&self) -> bool {
+        self.warning.is_some() || self.critical.is_some()
+    }
+
+    fn grade(&self, value: f64) -> Grade {
+        let above = |limit: Option<f64>| limit.is_some_and(|limit| value > limit);
+        match (above(self.critical), above(self.warning)) {
+            (true, _) => Grade::Critical,
+            (false, true) => Grade::Warning,
+            (false, false) => Grade::Ok,
+        }
+    }
+}
+
+/// What is wanted of a hub.
+#[derive(Clone, Debug, PartialEq)]
+struct Limits {
+    /// Those to judge; empty: all.
+    consumers: Vec<String>,
+    /// Those that have to be there, besides.
+    expected: Vec<String>,
+    lag: Limit,
+    depth: Limit,
+    dead_letters: Limit,
+    health: [(Health, Grade); Health::ALL.len()],
+}
+
+/// What is read of a hub's status; all that an older hub may not tell can be missing.
+#[derive(Debug, Deserialize)]
+struct Seen {
+    hub: String,
+    uptime_seconds: f64,
+    journal: Option<SeenJournal>,
+    consumers: Vec<SeenConsumer>,
+}
+
+#[derive(Debug, Deserialize)]
+struct SeenJournal {
+    state: Option<String>,
+    why: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct SeenConsumer {
+    name: String,
+    health: Option<String>,
+    lag_seconds: Option<f64>,
+    queue_messages: Option<f64>,
+    dead_letters: Option<f64>,
+    retention_used_ratio: Option<f64>,
+    /// A [`Drain`], or what a newer hub knows.
+    drain: Option<Value>,
+    rates: Option<Rates>,
+}
+
+impl SeenConsumer {
+    fn drain(&self) -> Drain {
+        let drain = self.drain.clone().map(serde_json::from_value);
+        drain.and_then(Result::ok).unwrap_or(Drain::Unknown)
+    }
+}
+
+/// What is wrong with one thing, and how badly.
+#[derive(Clone, Debug, PartialEq)]
+struct Judgement {
+    /// A consumer's name, or what else it is about.
+    what: String,
+    grade: Grade,
+    problems: Vec<(Grade, String)>,
+}
+
+impl Judgement {
+    fn new(what: &str) -> Self {
+        Judgement {
+            what: what.to_owned(),
+            grade: Grade::Ok,
+            problems: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, grade: Grade, problem: impl Into<String>) {
+        if grade > Grade::Ok {
+            self.grade = self.grade.max(grade);
+            self.problems.push((grade, problem.into()));
+        }
+    }
+
+    /// A figure that has to be there.
+    fn missing(&mut self, figure: &str) {
+        self.add(Grade::Unknown, format!("the hub does not tell {figure}"));
+    }
+
+    /// In words; empty if all is well.
+    fn words(&self) -> String {
+        let problems: Vec<&str> = self.problems.iter().map(|(_, text)| &**text).collect();
+        problems.join(", ")
+    }
+}
+
+/// All that is said.
+#[derive(Clone, Debug, PartialEq)]
+struct Report {
+    grade: Grade,
+    /// The line for people.
+    head: String,
+    /// More for people, one a consumer.
+    lines: Vec<String>,
+    perfdata: Vec<String>,
+    consumers: Vec<Judgement>,
+}
+
+impl Report {
+    /// One that says one thing.
+    fn only(grade: Grade, head: impl Into<String>) -> Self {
+        Report {
+            grade,
+            head: head.into(),
+            lines: Vec::new(),
+            perfdata: Vec::new(),
+            consumers: Vec::new(),
+        }
+    }
+
+    /// As monitoring systems read it.
+    fn text(&self) -> String {
+        let mut text = format!("WEIR {} - {}", self.grade.as_str(), plain(&self.head));
+        if !self.perfdata.is_empty() {
+            text = format!("{text} | {}", self.perfdata.join(" "));
+        }
+        for line in &self.lines {
+            text = format!("{text}\n{}", plain(line));
+        }
+        text + "\n"
+    }
+
+    fn json(&self) -> Value {
+        let consumer = |judged: &Judgement| {
+            let problems: Vec<&str> = judged.problems.iter().map(|(_, text)| &**text).collect();
+            json!({ "name": judged.what, "status": judged.grade, "problems": problems })
+        };
+        json!({
+            "status": self.grade,
+            "code": self.grade.code(),
+            "text": self.head,
+            "consumers": self.consumers.iter().map(consumer).collect::<Vec<_>>(),
+            "perfdata": self.perfdata,
+        })
+    }
+
+    /// Says it, and answers the exit code.
+    fn tell(&self, as_json: bool) -> ExitCode {
+        let text = match as_json {
+            true => format!("{}\n", self.json()),
+            false => self.text(),
+        };
+        let mut out = std::io::stdout().lock();
+        // Nobody there to read it still sees the exit code.
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        ExitCode::from(self.grade.code())
+    }
+}
+
+/// One line that can't be mistaken for figures.
+fn plain(text: &str) -> String {
+    let one = |c: char| match c {
+        '|' => '/',
+        c if c.is_control() => ' ',
+        c => c,
+    };
+    text.chars().map(one).collect()
+}
+
+/// One figure for graphs: `'label'=value[UOM];[warn];[crit];[min]`; `U` if it is not known.
+fn perfdata(label: &str, value: Option<f64>, unit: &str, limit: Limit) -> String {
+    let kept = |c: &char| !matches!(c, '\'' | '=' | '|') && !c.is_control();
+    let label: String = label.chars().filter(kept).collect();
+    let number = |value: f64| ((value * 1000.0).round() / 1000.0).to_string();
+    let value = value.filter(|value| value.is_finite());
+    let value = value.map_or("U".into(), |value| number(value) + unit);
+    let [warning, critical] =
+        [limit.warning, limit.critical].map(|limit| limit.map(number).unwrap_or_default());
+    format!("'{label}'={value};{warning};{critical};0")
+}
+
+/// What `weir check` says when it was called in a wrong way.
+pub(super) fn misused(error: &clap::Error) -> ExitCode {
+    let text = error.to_string();
+    let what = text.split("\n\n").next().unwrap_or_default();
+    let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
+    let what = what.trim_start_matches("error: ");
+    let _ = error.print();
+    let head = format!("called in a wrong way: {what}");
+    Report::only(Grade::Unknown, head).tell(false)
+}
+
+impl Check {
+    /// Asks, judges and says it.
+    pub(super) fn run(&self, registry: &Registry) -> ExitCode {
+        let report = self.look(registry).unwrap_or_else(|failure| {
+            say(&format!("weir: {}\n", failure.text));
+            let first = failure.text.lines().next().unwrap_or_default();
+            Report::only(Grade::Unknown, first)
+        });
+        report.tell(self.json)
+    }
+
+    fn look(&self, registry: &Registry) -> Result<Report, Failure> {
+        let limits = self.limits().map_err(Failure::usage)?;
+        if self.timeout.is_zero() {
+            return Err(Failure::usage("--timeout: expected more than no time"));
+        }
+        let hub = self.hub.find(registry)?;
+        Ok(match ask(&hub, self.timeout) {
+            Ok(seen) => judge(&seen, &limits),
+            Err(Unanswered::Away(why)) => Report::only(Grade::Critical, why),
+            Err(Unanswered::Refused(why) | Unanswered::Strange(why)) => {
+                Report::only(Grade::Unknown, why)
+            }
+        })
+    }
+
+    fn limits(&self) -> Result<Limits, String> {
+        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+        let number = |n: Option<u64>| n.map(|n| n as f64);
+        let lag = Limit::new("lag", seconds(self.lag_warning), seconds(self.lag_critical))?;
+        let told = [
+            (&self.health_ok, Grade::Ok),
+            (&self.health_warning, Grade::Warning),
+            (&self.health_critical, Grade::Critical),
+        ];
+        let mut health = HEALTH;
+        for (word, grade) in &mut health {
+            let mut given = told
+                .iter()
+                .filter(|(words, _)| words.iter().any(|w| w == word.as_str()));
+            match (given.next(), given.next()) {
+                (Some((_, told)), None) => *grade = *told,
+                (Some(_), Some(_)) => {
+                    return Err(format!(
+                        "{} is in two of the --health options",
+                        word.as_str()
+                    ));
+                }
+                (None, _) => {}
+            }
+        }
+        Ok(Limits {
+            consumers: self.consumer.clone(),
+            expected: self.expect.clone(),
+            lag: lag.or(LAG_WARNING.as_secs_f64(), LAG_CRITICAL.as_secs_f64()),
+            depth: Limit::new(
+                "depth",
+                number(self.depth_warning),
+                number(self.depth_critical),
+            )?,
+            dead_letters: Limit::new(
+                "dead-letters",
+                number(self.dead_letters_warning),
+                number(self.dead_letters_critical),
+            )?,
+            health,
+        })
+    }
+}
+
+/// What the hub says of itself. On a thread of its own, because names and sockets have waits that
+/// can't be bounded; the process ends without it.
+fn ask(hub: &Address, timeout: Duration) -> Result<Seen, Unanswered> {
+    let (sender, answer) = mpsc::channel();
+    let asked = hub.clone();
+    let asking = std::thread::Builder::new().name("weir-ask".into());
+    asking
+        .spawn(move || sender.send(asked.get("/status", timeout)))
+        .map_err(|error| Unanswered::Strange(format!("can't ask the hub: {error}")))?;
+    answer.recv_timeout(timeout).unwrap_or_else(|_| {
+        let timeout = humantime::format_duration(timeout);
+        Err(Unanswered::Away(format!(
+            "no hub has answered at {hub} in {timeout}"
+        )))
+    })
+}
+
+/// What the status of a hub amounts to.
+fn judge(seen: &Seen, limits: &Limits) -> Report {
+    let mut judged = Vec::new();
+    let mut hub = Judgement::new("hub");
+    if seen.consumers.is_empty() {
+        hub.add(Grade::Critical, "it has no consumers");
+    }
+    let names = || seen.consumers.iter().map(|consumer| &*consumer.name);
+    let mut wanted: Vec<&String> = Vec::new();
+    for name in limits.consumers.iter().chain(&limits.expected) {
+        if !wanted.contains(&name) && !names().any(|there| there == name) {
+            let instead = meant(name, names());
+            hub.add(
+                Grade::Critical,
+                format!("there is no consumer {name}{instead}"),
+            );
+        }
+        wanted.push(name);
+    }
+    let mut journal = Judgement::new("journal");
+    match &seen.journal {
+        None => {}
+        Some(SeenJournal { state, why }) => match state.as_deref() {
+            Some("ok") => {}
+            Some("failed") => {
+                let why = why.as_deref().unwrap_or("no reason given");
+                journal.add(Grade::Critical, format!("it can't be written: {why}"));
+            }
+            _ => journal.missing("whether it can be written"),
+        },
+    }
+    let mut perf = Vec::new();
+    let mut lines = Vec::new();
+    let chosen = |name: &String| limits.consumers.is_empty() || limits.consumers.contains(name);
+    for consumer in seen
+        .consumers
+        .iter()
+        .filter(|consumer| chosen(&consumer.name))
+    {
+        let one = judge_consumer(consumer, limits);
+        lines.push(line(consumer, &one));
+        perf.extend(figures(consumer, limits));
+        judged.push(one);
+    }
+    let longest = (seen.consumers.iter())
+        .filter(|consumer| chosen(&consumer.name))
+        .filter_map(|consumer| Some((consumer.lag_seconds?, &consumer.name)))
+        .max_by(|(a, _), (b, _)| a.total_cmp(b));
+    let all: Vec<&Judgement> = [&hub, &journal].into_iter().chain(&judged).collect();
+    let grade = all
+        .iter()
+        .map(|one| one.grade)
+        .max()
+        .unwrap_or(Grade::Unknown);
+    let mut bad: Vec<&&Judgement> = all.iter().filter(|one| one.grade > Grade::Ok).collect();
+    bad.sort_by_key(|one| std::cmp::Reverse(one.grade));
+    let mut head: Vec<String> = (bad.iter())
+        .map(|one| format!("{}: {}", one.what, one.words()))
+        .collect();
+    let ok: Vec<&str> = (judged.iter())
+        .filter(|one| one.grade == Grade::Ok)
+        .map(|one| &*one.what)
+        .collect();
+    head.extend(match ok.len() {
+        0 => None,
+        1..=NAMED => Some(format!("{} ok", ok.join(", "))),
+        many => Some(format!("{many} consumers ok")),
+    });
+    if let (Grade::Ok, Some((lag, name))) = (grade, longest) {
+        head.push(format!("longest lag {} ({name})", words(lag)));
+    }
+    let up = words(seen.uptime_seconds);
+    let keeps = match &seen.journal {
+        Some(_) if journal.grade == Grade::Ok => "journal ok".to_owned(),
+        Some(_) => format!("journal: {}", journal.words()),
+        None => "no journal".to_owned(),
+    };
+    lines.insert(0, format!("hub {}: up {up}, {keeps}", seen.hub));
+    Report {
+        grade,
+        head: head.join("; "),
+        lines,
+        perfdata: perf,
+        consumers: judged,
+    }
+}
+
+const HEALTH: [(Health, Grade); Health::ALL.len()] = [
+    (Health::Ok, Grade::Ok),
+    (Health::Paused, Grade::Warning),
+    (Health::Behind, Grade::Ok),
+    (Health::FallingBehind, Grade::Warning),
+    (Health::Stalled, Grade::Critical),
+    (Health::Halted, Grade::Critical),
+];
+
+fn judge_consumer(seen: &SeenConsumer, limits: &Limits) -> Judgement {
+    let mut one = Judgement::new(&seen.name);
+    let known = |word: &String| {
+        let mut known = limits.health.iter();
+        known.find(|(health, _)| health.as_str() == word)
+    };
+    let mut paused = false;
+    match (&seen.health, seen.health.as_ref().and_then(known)) {
+        (_, Some((health, grade))) => {
+            paused = *health == Health::Paused;
+            one.add(*grade, health_words(*health, seen.drain()));
+        }
+        (Some(word), None) => one.add(
+            Grade::Unknown,
+            format!("its health is {word:?}, which this version of weir does not know"),
+        ),
+        (None, None) => one.missing("its health"),
+    }
+    // Somebody wants it to wait.
+    if !paused {
+        match seen.lag_seconds {
+            Some(lag) => one.add(limits.lag.grade(lag), format!("lag {}", words(lag))),
+            None => one.missing("its lag"),
+        }
+        match seen.queue_messages {
+            Some(depth) => one.add(limits.depth.grade(depth), format!("depth {depth}")),
+            None if limits.depth.given() => one.missing("its depth"),
+            None => {}
+        }
+    }
+    match seen.dead_letters {
+        Some(letters) => {
+            let grade = limits.dead_letters.grade(letters);
+            one.add(grade, format!("{letters} dead letters"));
+        }
+        None if limits.dead_letters.given() => one.missing("its dead letters"),
+        None => {}
+    }
+    match seen.retention_used_ratio {
+        Some(used) => {
+            let percent = used * 100.0;
+            let text = format!("{percent:.0} % of journal.keep used, at 100 % messages are lost");
+            one.add(RETENTION.grade(percent), text);
+        }
+        None => one.missing("how much of journal.keep it uses"),
+    }
+    one
+}
+
+/// "stalled for 3 min", "falling behind, growing 12/s".
+fn health_words(health: Health, drain: Drain) -> String {
+    let word = health.as_str().replace('_', " ");
+    match (health, drain) {
+        (Health::Stalled, Drain::Stalled { .. }) => drain.to_string(),
+        (_, Drain::Draining { .. } | Drain::Growing { .. }) => format!("{word}, {drain}"),
+        _ => word,
+    }
+}
+
+/// All of a consumer that people want to see next.
+fn line(seen: &SeenConsumer, judged: &Judgement) -> String {
+    let mut parts = Vec::new();
+    match judged.grade {
+        Grade::Ok => parts.extend(seen.health.clone().map(|word| word.replace('_', " "))),
+        _ => parts.push(judged.words()),
+    }
+    parts.extend(seen.queue_messages.map(|depth| format!("depth {depth}")));
+    parts.extend(seen.lag_seconds.map(|lag| format!("lag {}", words(lag))));
+    if judged.grade == Grade::Ok && !matches!(seen.drain(), Drain::Empty | Drain::Unknown) {
+        parts.push(seen.drain().to_string());
+    }
+    parts.extend(
+        (seen.rates).map(|rates| format!("in {:.1}/s, out {:.1}/s", rates.received, rates.settled)),
+    );
+    parts.extend(
+        (seen.dead_letters)
+            .filter(|n| *n > 0.0)
+            .map(|n| format!("dead letters {n}")),
+    );
+    format!(
+        "{}: {} - {}",
+        seen.name,
+        judged.grade.as_str(),
+        parts.join("; ")
+    )
+}
+
+fn figures(seen: &SeenConsumer, limits: &Limits) -> [String; 4] {
+    let label = |figure: &str| format!("{} {figure}", seen.name);
+    let used = seen.retention_used_ratio.map(|used| used * 100.0);
+    [
+        perfdata(&label("lag"), seen.lag_seconds, "s", limits.lag),
+        perfdata(&label("depth"), seen.queue_messages, "", limits.depth),
+        perfdata(
+            &label("dead letters"),
+            seen.dead_letters,
+            "",
+            limits.dead_letters,
+        ),
+        perfdata(&label("retention"), used, "%", RETENTION),
+    ]
+}
