@@ -20,8 +20,9 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use clap::Args;
 use clap::builder::PossibleValuesParser;
+use clap::{Args, ValueEnum};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -54,7 +55,8 @@ Examples:
   weir check --config weir.toml
   weir check --hub http://127.0.0.1:8907 --expect archive,irc --dead-letters-warning 0
   weir check --config weir.toml --consumer irc --lag-warning 1h --lag-critical 6h
-  weir check --config weir.toml --health-ok paused --health-warning behind")]
+  weir check --config weir.toml --health-ok paused --health-warning behind
+  weir check --config weir.toml --probe live                 for a livenessProbe")]
 pub(super) struct Check {
     #[command(flatten)]
     hub: HubArgs,
@@ -91,12 +93,24 @@ pub(super) struct Check {
     /// Health that is critical.
     #[arg(long, value_name = "WORD,...", value_delimiter = ',', value_parser = healths())]
     health_critical: Vec<String>,
+    /// Ask only whether the hub's threads live, or whether it takes messages in: for Kubernetes.
+    #[arg(long, value_name = "WHAT")]
+    probe: Option<Probe>,
     /// No answer in this time is critical.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = super::duration)]
     timeout: Duration,
     /// Print a JSON object instead.
     #[arg(long)]
     json: bool,
+}
+
+/// Questions for a supervisor, that no consumer's trouble makes a no of.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Probe {
+    /// GET /healthz
+    Live,
+    /// GET /readyz
+    Ready,
 }
 
 fn healths() -> PossibleValuesParser {
@@ -335,8 +349,9 @@ fn plain(text: &str) -> String {
 fn perfdata(label: &str, value: Option<f64>, unit: &str, limit: Limit) -> String {
     let kept = |c: &char| !matches!(c, '\'' | '=' | '|') && !c.is_control();
     let label: String = label.chars().filter(kept).collect();
-    let number = |value: f64| ((value * 1000.0).round() / 1000.0).to_string();
-    let value = value.filter(|value| value.is_finite());
+    let round = |value: f64| (value * 1000.0).round() / 1000.0;
+    let number = |value: f64| round(value).to_string();
+    let value = value.filter(|value| round(*value).is_finite());
     let value = value.map_or("U".into(), |value| number(value) + unit);
     let [warning, critical] =
         [limit.warning, limit.critical].map(|limit| limit.map(number).unwrap_or_default());
@@ -371,13 +386,28 @@ impl Check {
             return Err(Failure::usage("--timeout: expected more than no time"));
         }
         let hub = self.hub.find(registry)?;
-        Ok(match ask(&hub, self.timeout) {
-            Ok(seen) => judge(&seen, &limits),
-            Err(Unanswered::Away(why)) => Report::only(Grade::Critical, why),
-            Err(Unanswered::Refused(why) | Unanswered::Strange(why)) => {
-                Report::only(Grade::Unknown, why)
+        if let Some(probe) = self.probe {
+            return Ok(self.probe(&hub, probe));
+        }
+        let seen: Result<Seen, _> = ask(&hub, "/status", self.timeout);
+        Ok(seen.map_or_else(unanswered, |seen| judge(&seen, &limits)))
+    }
+
+    fn probe(&self, hub: &Address, probe: Probe) -> Report {
+        let (path, word) = match probe {
+            Probe::Live => ("/healthz", "live"),
+            Probe::Ready => ("/readyz", "ready"),
+        };
+        let answer: Result<Value, _> = ask(hub, path, self.timeout);
+        match answer {
+            Ok(_) => Report::only(Grade::Ok, format!("the hub is {word}")),
+            Err(Unanswered::Refused(why)) => {
+                let said: Value = serde_json::from_str(&why).unwrap_or_default();
+                let why = said["reason"].as_str().unwrap_or(&why);
+                Report::only(Grade::Critical, format!("the hub is not {word}: {why}"))
             }
-        })
+            Err(other) => unanswered(other),
+        }
     }
 
     fn limits(&self) -> Result<Limits, String> {
@@ -424,14 +454,24 @@ impl Check {
     }
 }
 
-/// What the hub says of itself. On a thread of its own, because names and sockets have waits that
-/// can't be bounded; the process ends without it.
-fn ask(hub: &Address, timeout: Duration) -> Result<Seen, Unanswered> {
+fn unanswered(unanswered: Unanswered) -> Report {
+    match unanswered {
+        Unanswered::Away(why) => Report::only(Grade::Critical, why),
+        Unanswered::Refused(why) | Unanswered::Strange(why) => Report::only(Grade::Unknown, why),
+    }
+}
+
+/// What the hub answers. On a thread of its own, because names and sockets have waits that can't be
+/// bounded; the process ends without it.
+fn ask<T>(hub: &Address, path: &'static str, timeout: Duration) -> Result<T, Unanswered>
+where
+    T: DeserializeOwned + Send + 'static,
+{
     let (sender, answer) = mpsc::channel();
     let asked = hub.clone();
     let asking = std::thread::Builder::new().name("weir-ask".into());
     asking
-        .spawn(move || sender.send(asked.get("/status", timeout)))
+        .spawn(move || sender.send(asked.get(path, timeout)))
         .map_err(|error| Unanswered::Strange(format!("can't ask the hub: {error}")))?;
     answer.recv_timeout(timeout).unwrap_or_else(|_| {
         let timeout = humantime::format_duration(timeout);
@@ -509,7 +549,9 @@ fn judge(seen: &Seen, limits: &Limits) -> Report {
         1..=NAMED => Some(format!("{} ok", ok.join(", "))),
         many => Some(format!("{many} consumers ok")),
     });
-    if let (Grade::Ok, Some((lag, name))) = (grade, longest) {
+    if let (Grade::Ok, Some((lag, name))) = (grade, longest)
+        && lag >= 1.0
+    {
         head.push(format!("longest lag {} ({name})", words(lag)));
     }
     let up = words(seen.uptime_seconds);
@@ -570,7 +612,7 @@ fn judge_consumer(seen: &SeenConsumer, limits: &Limits) -> Judgement {
     match seen.dead_letters {
         Some(letters) => {
             let grade = limits.dead_letters.grade(letters);
-            one.add(grade, format!("{letters} dead letters"));
+            one.add(grade, format!("dead letters {letters}"));
         }
         None if limits.dead_letters.given() => one.missing("its dead letters"),
         None => {}
@@ -638,4 +680,390 @@ fn figures(seen: &SeenConsumer, limits: &Limits) -> [String; 4] {
         ),
         perfdata(&label("retention"), used, "%", RETENTION),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use proptest::prelude::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        check: Check,
+    }
+
+    fn limits(options: &[&str]) -> Result<Limits, String> {
+        let line = ["check", "--hub", "/s"].iter().chain(options);
+        Line::try_parse_from(line).unwrap().check.limits()
+    }
+
+    fn consumer(name: &str, more: Value) -> Value {
+        let mut consumer = json!({
+            "name": name, "state": "idle", "health": "ok", "queue_messages": 0,
+            "lag_seconds": 0.0, "dead_letters": 0, "retention_used_ratio": 0.0,
+            "drain": {"forecast": "empty"}, "rates": {"in": 1.0, "out": 1.0},
+        });
+        for (key, value) in more.as_object().unwrap() {
+            consumer[key] = value.clone();
+        }
+        consumer
+    }
+
+    fn hub(consumers: Vec<Value>) -> Value {
+        json!({
+            "hub": "fedora", "uptime_seconds": 7200.0, "journal": {"state": "ok"},
+            "consumers": consumers,
+        })
+    }
+
+    fn judged(status: Value, options: &[&str]) -> Report {
+        judge(
+            &serde_json::from_value(status).unwrap(),
+            &limits(options).unwrap(),
+        )
+    }
+
+    /// The grade of a hub with one consumer that is like this.
+    fn one(more: Value, options: &[&str]) -> Grade {
+        judged(hub(vec![consumer("irc", more)]), options).grade
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_plugins() {
+        let grades = [Grade::Ok, Grade::Warning, Grade::Critical, Grade::Unknown];
+        assert_eq!(grades.map(Grade::code), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn all_well_is_ok_and_says_who_is_longest_behind() {
+        let waiting = json!({"lag_seconds": 12.0});
+        let report = judged(
+            hub(vec![
+                consumer("archive", json!({})),
+                consumer("irc", waiting),
+            ]),
+            &[],
+        );
+        assert_eq!(report.grade, Grade::Ok);
+        assert_eq!(
+            report.text(),
+            "WEIR OK - archive, irc ok; longest lag 12 s (irc) | \
+             'archive lag'=0s;300;1800;0 'archive depth'=0;;;0 'archive dead letters'=0;;;0 \
+             'archive retention'=0%;80;95;0 'irc lag'=12s;300;1800;0 'irc depth'=0;;;0 \
+             'irc dead letters'=0;;;0 'irc retention'=0%;80;95;0\n\
+             hub fedora: up 2 h, journal ok\n\
+             archive: OK - ok; depth 0; lag 0 s; in 1.0/s, out 1.0/s\n\
+             irc: OK - ok; depth 0; lag 12 s; in 1.0/s, out 1.0/s\n"
+        );
+    }
+
+    #[test]
+    fn the_worst_comes_first_and_decides() {
+        let stalled = json!({
+            "health": "stalled", "lag_seconds": 480.0, "queue_messages": 1234,
+            "drain": {"forecast": "stalled", "for_seconds": 180.0},
+        });
+        let growing = json!({
+            "health": "falling_behind", "drain": {"forecast": "growing", "per_second": 12.0},
+        });
+        let consumers = [
+            consumer("mail", growing),
+            consumer("irc", stalled),
+            consumer("archive", json!({})),
+        ];
+        let report = judged(hub(consumers.to_vec()), &[]);
+        assert_eq!(report.grade, Grade::Critical);
+        assert_eq!(
+            report.head,
+            "irc: stalled for 3 min, lag 8 min; mail: falling behind, growing 12/s; archive ok"
+        );
+        assert!(
+            report.lines[2]
+                .starts_with("irc: CRITICAL - stalled for 3 min, lag 8 min; depth 1234;")
+        );
+        let grades: Vec<Grade> = report.consumers.iter().map(|one| one.grade).collect();
+        assert_eq!(grades, [Grade::Warning, Grade::Critical, Grade::Ok]);
+        assert!(Grade::Critical > Grade::Warning && Grade::Warning > Grade::Unknown);
+        assert!(Grade::Unknown > Grade::Ok);
+    }
+
+    #[test]
+    fn each_word_of_health_has_its_grade_and_options_change_it() {
+        let grade = |word: &str, options: &[&str]| one(json!({"health": word}), options);
+        for (word, expected) in [
+            ("ok", Grade::Ok),
+            ("behind", Grade::Ok),
+            ("paused", Grade::Warning),
+            ("falling_behind", Grade::Warning),
+            ("stalled", Grade::Critical),
+            ("halted", Grade::Critical),
+            ("confused", Grade::Unknown),
+        ] {
+            assert_eq!(grade(word, &[]), expected, "{word}");
+        }
+        let options = [
+            "--health-ok",
+            "paused",
+            "--health-warning",
+            "behind,stalled",
+            "--health-critical",
+            "falling_behind",
+        ];
+        for (word, expected) in [
+            ("paused", Grade::Ok),
+            ("behind", Grade::Warning),
+            ("stalled", Grade::Warning),
+            ("falling_behind", Grade::Critical),
+            ("halted", Grade::Critical),
+        ] {
+            assert_eq!(grade(word, &options), expected, "{word}");
+        }
+        for health in Health::ALL {
+            assert!(HEALTH.iter().any(|(word, _)| *word == health), "{health:?}");
+        }
+    }
+
+    #[test]
+    fn a_figure_on_its_limit_is_still_good() {
+        for (figure, option, unit) in [
+            ("lag_seconds", "lag", "s"),
+            ("queue_messages", "depth", ""),
+            ("dead_letters", "dead-letters", ""),
+        ] {
+            let (warning, critical) = (
+                format!("--{option}-warning"),
+                format!("--{option}-critical"),
+            );
+            let (low, high) = (format!("10{unit}"), format!("20{unit}"));
+            let options = [&*warning, &*low, &*critical, &*high];
+            for (value, expected) in [
+                (10, Grade::Ok),
+                (11, Grade::Warning),
+                (20, Grade::Warning),
+                (21, Grade::Critical),
+            ] {
+                let more = json!({ (figure): value });
+                assert_eq!(one(more, &options), expected, "{figure} {value}");
+            }
+        }
+        for (used, expected) in [
+            (0.8, Grade::Ok),
+            (0.9, Grade::Warning),
+            (0.96, Grade::Critical),
+        ] {
+            assert_eq!(
+                one(json!({"retention_used_ratio": used}), &[]),
+                expected,
+                "{used}"
+            );
+        }
+        let many = json!({"queue_messages": 1_000_000_000, "dead_letters": 1_000_000});
+        assert_eq!(one(many, &[]), Grade::Ok);
+    }
+
+    #[test]
+    fn one_limit_given_moves_the_default_of_the_other() {
+        let lag = |options: &[&str]| {
+            let lag = limits(options).unwrap().lag;
+            (lag.warning.unwrap(), lag.critical.unwrap())
+        };
+        assert_eq!(lag(&[]), (300.0, 1800.0));
+        assert_eq!(lag(&["--lag-critical", "2m"]), (120.0, 120.0));
+        assert_eq!(lag(&["--lag-warning", "1h"]), (3600.0, 3600.0));
+        assert_eq!(lag(&["--lag-warning", "1m"]), (60.0, 1800.0));
+    }
+
+    #[test]
+    fn what_can_never_warn_is_refused() {
+        for options in [
+            ["--lag-warning", "2m", "--lag-critical", "1m"],
+            ["--depth-warning", "2", "--depth-critical", "1"],
+            [
+                "--dead-letters-warning",
+                "2",
+                "--dead-letters-critical",
+                "1",
+            ],
+            ["--health-ok", "paused", "--health-critical", "paused"],
+        ] {
+            assert!(limits(&options).is_err(), "{options:?}");
+        }
+        assert!(limits(&["--depth-warning", "2", "--depth-critical", "2"]).is_ok());
+    }
+
+    #[test]
+    fn what_is_paused_on_purpose_may_lag() {
+        let paused = json!({
+            "health": "paused", "lag_seconds": 1e6, "queue_messages": 1000,
+        });
+        let options = ["--depth-critical", "10"];
+        assert_eq!(one(paused.clone(), &options), Grade::Warning);
+        let options = ["--depth-critical", "10", "--health-ok", "paused"];
+        assert_eq!(one(paused, &options), Grade::Ok);
+        // The journal does not wait.
+        let full = json!({"health": "paused", "retention_used_ratio": 0.99});
+        assert_eq!(one(full, &[]), Grade::Critical);
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_ok() {
+        let limits = ["--depth-warning", "1", "--dead-letters-critical", "1"];
+        for figure in [
+            "health",
+            "lag_seconds",
+            "queue_messages",
+            "dead_letters",
+            "retention_used_ratio",
+        ] {
+            let mut seen = consumer("irc", json!({}));
+            seen.as_object_mut().unwrap().remove(figure);
+            let report = judged(hub(vec![seen]), &limits);
+            assert_eq!(report.grade, Grade::Unknown, "{figure}");
+            assert!(
+                report.head.starts_with("irc: the hub does not tell"),
+                "{}",
+                report.head
+            );
+        }
+        let mut status = hub(vec![consumer("irc", json!({}))]);
+        status["journal"] = json!({"state": "tired"});
+        assert_eq!(judged(status, &[]).grade, Grade::Unknown);
+        // A newer hub's forecast is no reason to worry.
+        let newer = json!({"drain": {"forecast": "tides"}});
+        assert_eq!(one(newer, &[]), Grade::Ok);
+    }
+
+    #[test]
+    fn what_is_not_known_is_undefined_in_the_figures() {
+        let mut seen = consumer("irc", json!({}));
+        seen.as_object_mut().unwrap().remove("lag_seconds");
+        assert_eq!(
+            judged(hub(vec![seen]), &[]).perfdata[0],
+            "'irc lag'=U;300;1800;0"
+        );
+        // Too large to be rounded.
+        let figure = perfdata("irc lag", Some(f64::MIN), "s", Limit::default());
+        assert_eq!(figure, "'irc lag'=U;;;0");
+    }
+
+    #[test]
+    fn a_hub_without_consumers_and_one_without_those_expected_are_critical() {
+        assert_eq!(judged(hub(vec![]), &[]).grade, Grade::Critical);
+        let there = || {
+            hub(vec![
+                consumer("irc", json!({})),
+                consumer("archive", json!({})),
+            ])
+        };
+        assert_eq!(
+            judged(there(), &["--expect", "irc,archive"]).grade,
+            Grade::Ok
+        );
+        let report = judged(there(), &["--expect", "irc,arkive"]);
+        assert_eq!(report.grade, Grade::Critical);
+        assert!(
+            report
+                .head
+                .contains("no consumer arkive; did you mean `archive`?"),
+            "{}",
+            report.head
+        );
+        let report = judged(there(), &["--consumer", "mail"]);
+        assert_eq!(report.grade, Grade::Critical);
+        assert!(
+            report.head.contains("there are: irc, archive"),
+            "{}",
+            report.head
+        );
+    }
+
+    #[test]
+    fn only_those_asked_for_are_judged() {
+        let status = || {
+            let stalled = json!({"health": "stalled"});
+            hub(vec![
+                consumer("irc", stalled),
+                consumer("archive", json!({})),
+            ])
+        };
+        assert_eq!(judged(status(), &[]).grade, Grade::Critical);
+        let report = judged(status(), &["--consumer", "archive"]);
+        assert_eq!(report.grade, Grade::Ok);
+        assert_eq!(report.perfdata.len(), 4);
+        assert!(!report.text().contains("irc"));
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_written_is_critical_and_none_is_ok() {
+        let mut status = hub(vec![consumer("irc", json!({}))]);
+        status["journal"] = json!({"state": "failed", "why": "No space left on device"});
+        let report = judged(status.clone(), &[]);
+        assert_eq!(report.grade, Grade::Critical);
+        assert!(
+            report.head.contains("No space left on device"),
+            "{}",
+            report.head
+        );
+        status["journal"] = Value::Null;
+        assert_eq!(judged(status, &[]).grade, Grade::Ok);
+    }
+
+    #[test]
+    fn many_that_are_ok_are_counted() {
+        let many = (0..64)
+            .map(|n| consumer(&format!("c{n}"), json!({})))
+            .collect();
+        assert!(judged(hub(many), &[]).head.starts_with("64 consumers ok"));
+    }
+
+    #[test]
+    fn what_is_no_status_is_refused() {
+        for strange in [
+            json!({}),
+            json!([]),
+            json!({"status": "ok"}),
+            json!({"hub": "a", "uptime_seconds": 1, "consumers": 1}),
+        ] {
+            assert!(serde_json::from_value::<Seen>(strange).is_err());
+        }
+    }
+
+    proptest! {
+        /// Nothing in an answer breaks the output.
+        #[test]
+        fn output_is_what_a_monitoring_system_can_read(
+            name in any::<String>(),
+            health in any::<String>(),
+            why in any::<String>(),
+            lag in any::<f64>(),
+            depth in any::<f64>(),
+        ) {
+            let mut status = hub(vec![consumer(
+                &name,
+                json!({"health": health, "lag_seconds": lag, "queue_messages": depth}),
+            )]);
+            status["hub"] = json!(why);
+            status["journal"] = json!({"state": "failed", "why": why});
+            let text = judged(status, &["--depth-warning", "5"]).text();
+            let lines: Vec<&str> = text.split('\n').collect();
+            prop_assert_eq!(lines.len(), 4, "{}", text); // with the end of the last
+            prop_assert!(lines[1..].iter().all(|line| !line.contains('|')));
+            let (head, perf) = lines[0].split_once(" | ").unwrap();
+            prop_assert!(head.starts_with("WEIR CRITICAL - "));
+            prop_assert!(!perf.contains('|'));
+            // Labels in quotes, at every second place; between them a figure.
+            let parts: Vec<&str> = perf.split('\'').collect();
+            prop_assert_eq!(parts.len(), 9);
+            for figure in parts.iter().skip(2).step_by(2) {
+                let (value, limits) = figure.strip_prefix('=').unwrap().split_once(';').unwrap();
+                let value = value.trim_end_matches(['s', '%']);
+                let digits = |c: char| c.is_ascii_digit() || "-.".contains(c);
+                prop_assert!(value == "U" || value.chars().all(digits), "{}", value);
+                let numbers = |c: char| digits(c) || " ;".contains(c);
+                prop_assert!(limits.chars().all(numbers), "{}", limits);
+            }
+        }
+    }
 }
