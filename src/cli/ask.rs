@@ -208,7 +208,7 @@ impl Address {
         match self {
             Address::Http(host) => {
                 let found = host.to_socket_addrs()?.next();
-                let address = found.ok_or_else(|| ErrorKind::AddrNotAvailable)?;
+                let address = found.ok_or(ErrorKind::AddrNotAvailable)?;
                 let stream = TcpStream::connect_timeout(&address, patience)?;
                 stream.set_read_timeout(Some(patience.min(IMPATIENCE)))?;
                 stream.set_write_timeout(Some(patience))?;

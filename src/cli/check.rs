@@ -640,29 +640,39 @@ fn health_words(health: Health, drain: Drain) -> String {
 
 /// All of a consumer that people want to see next.
 fn line(seen: &SeenConsumer, judged: &Judgement) -> String {
-    let mut parts = Vec::new();
-    match judged.grade {
-        Grade::Ok => parts.extend(seen.health.clone().map(|word| word.replace('_', " "))),
-        _ => parts.push(judged.words()),
+    let well = judged.grade == Grade::Ok;
+    let mut parts: Vec<String> = match well {
+        true => seen
+            .health
+            .iter()
+            .map(|word| word.replace('_', " "))
+            .collect(),
+        false => judged
+            .problems
+            .iter()
+            .map(|(_, text)| text.clone())
+            .collect(),
+    };
+    let drain = Some(seen.drain()).filter(|drain| well && !matches!(drain, Drain::Unknown));
+    let letters = seen.dead_letters.filter(|letters| *letters > 0.0);
+    let more = [
+        seen.queue_messages.map(|depth| format!("depth {depth}")),
+        seen.lag_seconds.map(|lag| format!("lag {}", words(lag))),
+        drain.map(|drain| drain.to_string()),
+        (seen.rates).map(|rates| format!("in {:.1}/s", rates.received)),
+        (seen.rates).map(|rates| format!("out {:.1}/s", rates.settled)),
+        letters.map(|letters| format!("dead letters {letters}")),
+    ];
+    for part in more.into_iter().flatten() {
+        if !parts.contains(&part) {
+            parts.push(part);
+        }
     }
-    parts.extend(seen.queue_messages.map(|depth| format!("depth {depth}")));
-    parts.extend(seen.lag_seconds.map(|lag| format!("lag {}", words(lag))));
-    if judged.grade == Grade::Ok && !matches!(seen.drain(), Drain::Empty | Drain::Unknown) {
-        parts.push(seen.drain().to_string());
-    }
-    parts.extend(
-        (seen.rates).map(|rates| format!("in {:.1}/s, out {:.1}/s", rates.received, rates.settled)),
-    );
-    parts.extend(
-        (seen.dead_letters)
-            .filter(|n| *n > 0.0)
-            .map(|n| format!("dead letters {n}")),
-    );
     format!(
         "{}: {} - {}",
         seen.name,
         judged.grade.as_str(),
-        parts.join("; ")
+        parts.join(", ")
     )
 }
 
@@ -754,8 +764,8 @@ mod tests {
              'archive retention'=0%;80;95;0 'irc lag'=12s;300;1800;0 'irc depth'=0;;;0 \
              'irc dead letters'=0;;;0 'irc retention'=0%;80;95;0\n\
              hub fedora: up 2 h, journal ok\n\
-             archive: OK - ok; depth 0; lag 0 s; in 1.0/s, out 1.0/s\n\
-             irc: OK - ok; depth 0; lag 12 s; in 1.0/s, out 1.0/s\n"
+             archive: OK - ok, depth 0, lag 0 s, empty, in 1.0/s, out 1.0/s\n\
+             irc: OK - ok, depth 0, lag 12 s, empty, in 1.0/s, out 1.0/s\n"
         );
     }
 
@@ -781,7 +791,7 @@ mod tests {
         );
         assert!(
             report.lines[2]
-                .starts_with("irc: CRITICAL - stalled for 3 min, lag 8 min; depth 1234;")
+                .starts_with("irc: CRITICAL - stalled for 3 min, lag 8 min, depth 1234, in")
         );
         let grades: Vec<Grade> = report.consumers.iter().map(|one| one.grade).collect();
         assert_eq!(grades, [Grade::Warning, Grade::Critical, Grade::Ok]);
