@@ -5,21 +5,24 @@
 //!
 //! 1. A forecast is a range on the wall clock, from what arrives and what is settled while messages
 //!    wait; how long deliveries take has no part in it.
-//! 2. The range is as wide as the past was uneven: measured, see [`series`].
-//! 3. A stall is named within two windows of [`STALL_WINDOW`] (longer if deliveries take long), and
-//!    neither one lucky message nor one empty moment ends it.
+//! 2. The range is as wide as the past was uneven: measured, see `series.rs`.
+//! 3. A stall is named within two windows; a window is 30 s, or four times the mean processing time
+//!    if that is longer. Neither one lucky message nor one empty moment ends it.
 //! 4. What an operator or a bound drops is no work of the consumer's; skips, replays, pauses and
 //!    halts make earlier forecasts void, neither right nor wrong.
 //! 5. Memory of one consumer is bounded, below 16 KiB.
 //! 6. A clock that is set back, a gap of a minute, or counters that shrink: it begins anew.
 //!
-//! It can't foresee a change that nothing announces, and says so with a range that is narrower than
-//! the truth: [`Accuracy`] tells how often that happened.
+//! It can't foresee a change that nothing announces: then a range is wrong, and [`Accuracy`] tells
+//! how often it was. What a snapshot does not tell is left out, too: that an operator has paused a
+//! consumer shows when its delivery has ended.
 
 mod record;
 mod series;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 mod what_if;
 
 use std::collections::VecDeque;
@@ -31,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use crate::stats::{Reason, Snapshot, State};
 pub use record::Accuracy;
 use record::Record;
-use series::{Pace, Series};
+use series::{Pace, Series, Trend};
 pub use what_if::{Burst, WhatIf, what_if};
 
 /// A stall is named when nothing was settled for one and a half of these, although messages wait;
@@ -49,6 +52,8 @@ const GAP_MAX: f64 = 60.0;
 const RATES_OVER: f64 = 10.0;
 /// Growth is measured over so many.
 const GROWTH_OVER: f64 = 60.0;
+/// So many samples there are in that time, and one before.
+const PAST_MAX: usize = (GROWTH_OVER / SAMPLE_MIN) as usize + 2;
 /// What is settled this soon is the ordinary in-and-out, in seconds of age and of work.
 const ORDINARY: f64 = 3.0;
 /// A lag or so much work is behind, in seconds; half of it is so still.
@@ -269,7 +274,15 @@ pub(crate) fn spoken(seconds: f64, unit_of: f64) -> (String, &'static str) {
     (format!("{time:.decimals$}"), unit)
 }
 
-/// What of a snapshot later ones are compared with.
+/// What came and went until a moment.
+#[derive(Clone, Copy, Debug)]
+struct Tally {
+    at: f64,
+    received: u64,
+    settled: u64,
+}
+
+/// What of a snapshot the next one is compared with.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     /// Seconds by the forecaster's own clock.
@@ -311,6 +324,14 @@ impl Mark {
     fn depth(&self) -> u64 {
         self.received - self.settled
     }
+
+    fn tally(&self) -> Tally {
+        Tally {
+            at: self.at,
+            received: self.received,
+            settled: self.settled,
+        }
+    }
 }
 
 /// One consumer's past, as it was sampled.
@@ -318,9 +339,10 @@ impl Mark {
 pub struct Forecaster {
     workers: usize,
     /// When the last snapshot was taken, in nanoseconds since 1970.
-    last_ns: Option<u64>,
+    last_ns: u64,
+    last: Option<Mark>,
     /// The last minute.
-    past: VecDeque<Mark>,
+    past: VecDeque<Tally>,
     /// What arrived and was not dropped before the consumer had it.
     arrived: Series,
     /// What the consumer settled, in such time only as it always had some.
@@ -359,9 +381,10 @@ impl Forecaster {
     /// Nothing known yet of a consumer with so many workers.
     pub fn new(workers: usize) -> Self {
         Forecaster {
-            workers,
-            last_ns: None,
-            past: VecDeque::new(),
+            workers: workers.max(1),
+            last_ns: 0,
+            last: None,
+            past: VecDeque::with_capacity(PAST_MAX),
             arrived: Series::new(),
             served: Series::new(),
             leaped: None,
@@ -390,29 +413,21 @@ impl Forecaster {
 
     /// Adds a snapshot; it is passed over if it is less than half a second younger than the last.
     pub fn push(&mut self, shot: &Snapshot) {
-        let before = self.past.back().copied();
-        let elapsed = match (self.last_ns, before) {
-            (Some(last), Some(before)) => {
-                let elapsed = (shot.at_ns.checked_sub(last)).map(|ns| ns as f64 / 1e9);
-                let mark = Mark::new(before.at, shot);
-                elapsed.filter(|seconds| *seconds <= GAP_MAX && mark.follows(&before))
-            }
-            _ => None,
-        };
+        let before = self
+            .last
+            .filter(|last| Mark::new(last.at, shot).follows(last));
+        let elapsed = (shot.at_ns.checked_sub(self.last_ns))
+            .map(|ns| ns as f64 / 1e9)
+            .filter(|seconds| *seconds <= GAP_MAX);
         let (Some(elapsed), Some(before)) = (elapsed, before) else {
             return self.begin(shot);
         };
         if elapsed < SAMPLE_MIN {
             return;
         }
-        self.last_ns = Some(shot.at_ns);
         let mark = Mark::new(before.at + elapsed, shot);
         self.remember(&before, &mark, shot);
-        self.past.push_back(mark);
-        while (self.past.get(1)).is_some_and(|second| second.at <= mark.at - GROWTH_OVER) {
-            self.past.pop_front();
-        }
-        self.tell(&mark, &before, shot);
+        self.tell(&before, &mark, shot);
     }
 
     /// Forgets all but the outcomes of earlier forecasts.
@@ -423,9 +438,7 @@ impl Forecaster {
             record,
             ..Forecaster::new(self.workers)
         };
-        self.last_ns = Some(shot.at_ns);
         let mark = Mark::new(0.0, shot);
-        self.past.push_back(mark);
         self.tell(&mark, &mark, shot);
     }
 
@@ -456,14 +469,22 @@ impl Forecaster {
     }
 
     /// Draws the conclusions.
-    fn tell(&mut self, mark: &Mark, before: &Mark, shot: &Snapshot) {
+    fn tell(&mut self, before: &Mark, mark: &Mark, shot: &Snapshot) {
+        self.last_ns = shot.at_ns;
+        self.last = Some(*mark);
+        let begin = mark.at - GROWTH_OVER;
+        // The last one before the minute stays, so that all of it is covered.
+        while self.past.len() == PAST_MAX || self.past.get(1).is_some_and(|past| past.at <= begin) {
+            self.past.pop_front();
+        }
+        self.past.push_back(mark.tally());
         let stood = matches!(shot.state, State::Paused | State::Halted);
         if stood {
             self.stood = mark.at;
         }
         let processing = shot.processing_mean().map(|mean| mean.as_secs_f64());
         let window = STALL_WINDOW.max(4.0 * processing.unwrap_or_default());
-        self.stall.sample(mark, before, shot.state, window);
+        self.stall.sample(before, mark, shot.state, window);
 
         let served = self.served.pace();
         let timed = processing.filter(|mean| *mean > 0.0);
@@ -473,7 +494,8 @@ impl Forecaster {
 
         if stood {
             self.record.discard();
-        } else if mark.depth() == 0 || shot.lag.as_secs_f64() < SAMPLE_MIN {
+        } else if mark.depth() == 0 || shot.lag.as_secs_f64() < mark.at - before.at {
+            // Or as good as: all that was there at the last sample is settled.
             self.record.emptied(mark.at);
         } else {
             self.record.not_emptied(mark.at);
@@ -499,7 +521,7 @@ impl Forecaster {
     /// The rates from so many seconds before a sample until it.
     fn rate(&self, to: &Mark, seconds: f64) -> Option<Rates> {
         let from = (self.past.iter().rev())
-            .find(|mark| mark.at <= to.at - seconds)
+            .find(|past| past.at <= to.at - seconds)
             .or(self.past.front())?;
         let seconds = to.at - from.at;
         (seconds > 0.0).then(|| Rates {
@@ -553,10 +575,11 @@ impl Forecaster {
         let lag = shot.lag.as_secs_f64();
         let work = service.map_or(0.0, |service| mark.waiting as f64 / service);
         let part = if now >= Health::Behind { 0.5 } else { 1.0 };
-        let behind = lag > BEHIND * part || (work > BEHIND * part && lag > 0.0);
+        // One long delivery that nothing waits for is none.
+        let behind = mark.waiting > 0 && lag.max(work) > BEHIND * part;
         // What came while it was paused is no growth.
         let from = self.past.iter().find(|past| past.at >= self.stood);
-        let from = *from.unwrap_or(mark);
+        let from = from.copied().unwrap_or(mark.tally());
         let received = (mark.received - from.received) as f64;
         let settled = (mark.settled - from.settled) as f64;
         let least = (3.0 * (received + settled).sqrt()).max(0.02 * received);
@@ -573,7 +596,7 @@ impl Forecaster {
 }
 
 impl Stall {
-    fn sample(&mut self, mark: &Mark, before: &Mark, state: State, window: f64) {
+    fn sample(&mut self, before: &Mark, mark: &Mark, state: State, window: f64) {
         let now = mark.at;
         self.empty_since = (mark.depth() == 0).then(|| self.empty_since.unwrap_or(now));
         let empty = (self.empty_since).is_some_and(|since| now - since >= EMPTY_AWHILE);
@@ -639,96 +662,67 @@ impl Steadied {
 }
 
 /// What a queue shrinks by: what is served less what arrives.
-struct Net<'a> {
+struct Net {
     arrived: Pace,
     served: Pace,
+    /// Now.
     per_second: f64,
-    series: (&'a Series, &'a Series),
-    /// It changes by so much a second, for so many seconds.
-    change: Option<(f64, f64, f64)>,
+    /// This changes by so much a second, as it has for so many seconds.
+    change: Option<(f64, f64)>,
 }
 
-impl<'a> Net<'a> {
-    fn new(arrivals: &'a Series, arrived: Pace, services: &'a Series, served: Pace) -> Self {
+impl Net {
+    fn new(arrivals: &Series, arrived: Pace, services: &Series, served: Pace) -> Self {
+        let arriving = arrivals.trend(&arrived);
+        let serving = services.trend(&served);
+        let now = |trend: Option<Trend>, pace: Pace| trend.map_or(pace.mean, |trend| trend.now);
+        let change = |trend: Option<Trend>| trend.map_or(0.0, |trend| trend.change);
+        let spans = [arriving, serving].into_iter().flatten();
+        let span = spans.map(|trend| trend.span).reduce(f64::min);
         Net {
             arrived,
             served,
-            per_second: served.mean - arrived.mean,
-            series: (arrivals, services),
-            change: None,
+            per_second: now(serving, served) - now(arriving, arrived),
+            change: span.map(|span| (change(serving) - change(arriving), span)),
         }
     }
 
-    fn drain(mut self, depth: f64) -> Drain {
+    fn drain(&self, depth: f64) -> Drain {
         let deviation = (self.arrived.mean_variance() + self.served.mean_variance()).sqrt();
         if self.per_second < -1.3 * deviation {
             return Drain::Growing {
                 per_second: -self.per_second,
             };
         }
-        let straight = depth / self.per_second;
-        if self.per_second <= 0.5 * deviation || straight > FAR {
+        let about = depth / self.per_second;
+        if self.per_second <= 0.5 * deviation || about > FAR {
             return Drain::Steady;
         }
-        self.change = self.trend(2.0 * straight);
-        let likely = self.first(straight, depth, |net, at| match net.change {
-            Some(_) => net.bent(at),
-            None => net.straight(at),
-        });
-        let likely = likely.unwrap_or(straight);
-        let earliest = |net: &Self, at: f64| {
-            let gone = net.straight(at).max(net.bent(at));
+        // A trend may end now, or prove to be half as strong again.
+        let likely = self.first(about, depth, |net, at| net.gone(at, 1.0));
+        let likely = likely.unwrap_or(about);
+        let low = self.first(likely, depth, |net, at| {
+            let gone = net.gone(at, 0.0).max(net.gone(at, 1.5));
             gone * (1.0 + net.wander(at)) + LOW_DEVIATIONS * net.deviation(at)
-        };
-        let latest = |net: &Self, at: f64| {
-            let gone = net.straight(at).min(net.bent(at));
+        });
+        let high = self.first(likely, depth, |net, at| {
+            let gone = net.gone(at, 0.0).min(net.gone(at, 1.5));
             gone * (1.0 - net.wander(at)) - HIGH_DEVIATIONS * net.deviation(at)
-        };
-        let low = self.first(likely, depth, earliest).unwrap_or(likely);
-        let high = self
-            .first(likely, depth, latest)
-            .filter(|high| *high <= FAR);
+        });
         Drain::Draining {
-            low_seconds: low.min(likely),
-            high_seconds: high.map(|high| high.max(likely)),
+            low_seconds: low.unwrap_or(likely).min(likely),
+            high_seconds: (high.filter(|high| *high <= FAR)).map(|high| high.max(likely)),
             likely_seconds: likely,
             confidence: CONFIDENCE,
         }
     }
 
-    fn trend(&self, seconds_max: f64) -> Option<(f64, f64, f64)> {
-        let seconds_max = seconds_max.max(1_100.0);
-        let (arrived, served) = (
-            self.series.0.trend(seconds_max),
-            self.series.1.trend(seconds_max),
-        );
-        let span = [arrived, served]
-            .into_iter()
-            .flatten()
-            .map(|trend| trend.span);
-        let span = span.reduce(f64::min)?;
-        let (arriving, arriving_change) = arrived
-            .map(|trend| (trend.now, trend.change))
-            .unwrap_or((self.arrived.mean, 0.0));
-        let (serving, serving_change) = served
-            .map(|trend| (trend.now, trend.change))
-            .unwrap_or((self.served.mean, 0.0));
-        Some((serving - arriving, serving_change - arriving_change, span))
-    }
-
-    /// What is gone after so many seconds at the present pace.
-    fn straight(&self, seconds: f64) -> f64 {
-        self.per_second * seconds
-    }
-
-    /// The same if the pace goes on changing as it does, for as long as it has been seen to.
-    fn bent(&self, seconds: f64) -> f64 {
-        let Some((now, change, span)) = self.change else {
-            return self.straight(seconds);
-        };
+    /// What is gone after so many seconds, if the pace goes on changing in part as it does, for as
+    /// long as it has been seen to.
+    fn gone(&self, seconds: f64, part: f64) -> f64 {
+        let (change, span) = self.change.unwrap_or_default();
         let bending = seconds.min(span);
-        let then = now + change * bending;
-        now * bending + change * bending * bending / 2.0 + then * (seconds - bending)
+        self.per_second * seconds + part * change * bending * (seconds - bending / 2.0)
     }
 
     fn deviation(&self, seconds: f64) -> f64 {
@@ -761,46 +755,5 @@ impl<'a> Net<'a> {
             }
         }
         Some(at)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(second: u64, received: u64, queue_messages: u64) -> Snapshot {
-        Snapshot {
-            at_ns: second * 1_000_000_000,
-            received,
-            queue_messages,
-            ..Snapshot::default()
-        }
-    }
-
-    #[test]
-    fn rates_are_those_of_the_window_and_no_older() {
-        let mut window = Window::new(Duration::from_secs(10));
-        assert_eq!(window.rates(), None);
-        window.push(at(100, 0, 0));
-        assert_eq!(window.rates(), None);
-        window.push(at(105, 1000, 500));
-        assert_eq!(
-            window.rates(),
-            Some(Rates {
-                received: 200.0,
-                settled: 100.0
-            })
-        );
-        for second in 106..=120 {
-            window.push(at(second, 1000, 0));
-        }
-        assert_eq!(
-            window.rates(),
-            Some(Rates {
-                received: 0.0,
-                settled: 0.0
-            })
-        );
-        assert!(window.snapshots.len() <= 12);
     }
 }

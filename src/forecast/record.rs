@@ -63,6 +63,18 @@ impl Record {
         self.accuracy
     }
 
+    #[cfg(test)]
+    pub(super) fn pending(&self) -> &[impl Sized] {
+        &self.pending
+    }
+
+    /// What it takes on the heap.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.pending.capacity() * size_of::<Pending>()
+            + self.outcomes.capacity() * size_of::<Outcome>()
+    }
+
     /// Puts a forecast on record, unless one was lately.
     pub(super) fn made(&mut self, now: f64, low: f64, high: Option<f64>, likely: f64) {
         if (self.pending.last()).is_some_and(|last| now - last.made < self.every) {

@@ -72,11 +72,10 @@ pub(super) struct Trend {
     pub(super) span: f64,
 }
 
-/// Blocks of one length: their mean, and the variances of the counts of one, two and four of them.
+/// Blocks of one length: the variances of the counts of one, two and four of them.
 #[derive(Clone, Copy, Debug)]
 struct Blocks {
     span: f64,
-    mean: f64,
     variances: [f64; 3],
     /// Their pattern repeats, or there is none: what they were, the next will be.
     even: bool,
@@ -110,9 +109,11 @@ impl Series {
         }
     }
 
-    /// Seconds counted.
-    pub(super) fn seconds(&self) -> f64 {
-        self.now.at
+    /// What it takes on the heap.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        let marks: usize = self.levels.iter().map(VecDeque::capacity).sum();
+        marks * size_of::<Mark>()
     }
 
     /// The mean of the last so many blocks of a level and of what came since; all there is if they
@@ -156,7 +157,6 @@ impl Series {
         };
         Some(Blocks {
             span,
-            mean,
             variances,
             even,
         })
@@ -168,7 +168,7 @@ impl Series {
         let (mean, span) = self
             .recent(0, shortest)
             .filter(|_| self.now.at >= SECONDS_MIN)?;
-        let block = self.blocks(0, shortest).filter(|_| shortest > 4);
+        let block = (shortest > 4).then(|| self.blocks(0, shortest)).flatten();
         let variance = block.map_or(0.0, |block| block.variances[0]);
         let mut best = Pace::of(mean, span, &[(1.0, variance.max(mean.abs()))]);
 
@@ -179,6 +179,7 @@ impl Series {
             let Some(blocks) = self.blocks(level, count) else {
                 break;
             };
+            // A finer level tells of shorter times, if it has seen its pattern repeat.
             if count < BLOCKS
                 && let Some(lower) = lower.take().filter(|blocks| blocks.even)
             {
@@ -194,11 +195,10 @@ impl Series {
                 continue;
             };
             let mut all = knots;
-            for (knot, step) in all[len..].iter_mut().zip([1.0, 2.0, 4.0]) {
-                let variance = blocks.variances[step as usize / 2];
-                *knot = (step * blocks.span, variance);
+            for (at, variance) in blocks.variances.into_iter().enumerate() {
+                all[len + at] = ((1 << at) as f64 * blocks.span, variance);
             }
-            let pace = Pace::of(mean, span, &all[..(len + 3).min(all.len())]);
+            let pace = Pace::of(mean, span, &all[..len + blocks.variances.len()]);
             // The latest must not contradict it, however short a time that is.
             let shorter = std::iter::once((0, SHORTEST)).chain(WINDOWS[..index].iter().copied());
             let fits = |(level, count)| {
@@ -214,8 +214,9 @@ impl Series {
         Some(best)
     }
 
-    /// A gradual change of the pace, seen in a window of at most so many seconds.
-    pub(super) fn trend(&self, seconds_max: f64) -> Option<Trend> {
+    /// A gradual change of the pace, in the longest window that shows one; none if the latest pace
+    /// is not what it leads to.
+    pub(super) fn trend(&self, pace: &Pace) -> Option<Trend> {
         let windows = WINDOWS[5..].iter().rev();
         windows.copied().find_map(|(level, count)| {
             let marks = &self.levels[level];
@@ -223,9 +224,6 @@ impl Series {
             let quarter = count / 4;
             let mark = |at: usize| marks[first + at];
             let span = mark(count).at - mark(0).at;
-            if span > seconds_max {
-                return None;
-            }
             let rate = |from: Mark, to: Mark| (to.total - from.total) / (to.at - from.at);
             let rates: [f64; 4] =
                 std::array::from_fn(|at| rate(mark(at * quarter), mark((at + 1) * quarter)));
@@ -242,15 +240,12 @@ impl Series {
             let gradual = steps
                 .iter()
                 .all(|step| (0.1..0.65).contains(&(step / total)));
-            (gradual && total.abs() > 3.0 * error).then(|| {
-                let change = total / (0.75 * span);
-                let late = self.now.at - mark(count).at;
-                Trend {
-                    now: rates[3] + change * (span / 8.0 + late),
-                    change,
-                    span,
-                }
-            })
+            let change = total / (0.75 * span);
+            let late = self.now.at - mark(count).at;
+            let now = rates[3] + change * (span / 8.0 + late);
+            let off = (now - change * pace.span / 2.0 - pace.mean).abs();
+            let fits = off <= 3.0 * pace.mean_variance().sqrt() + 0.25 * total.abs();
+            (gradual && fits && total.abs() > 3.0 * error).then_some(Trend { now, change, span })
         })
     }
 }
@@ -331,12 +326,15 @@ mod tests {
 
     #[test]
     fn a_trend_is_gradual() {
-        let drift = series(4000, |second| 10.0 + second as f64 / 100.0);
-        let trend = drift.trend(1e9).unwrap();
-        assert!((trend.change - 0.01).abs() < 1e-4, "{trend:?}");
-        assert!((trend.now - 50.0).abs() < 0.1, "{trend:?}");
+        let trend = |series: Series| series.trend(&series.pace().unwrap());
+        let drift = |second: usize| 10.0 + second as f64 / 100.0;
+        let drifted = trend(series(4000, drift)).unwrap();
+        assert!((drifted.change - 0.01).abs() < 1e-4, "{drifted:?}");
+        assert!((drifted.now - 50.0).abs() < 0.1, "{drifted:?}");
         let step = series(4000, |second| if second < 3000 { 10.0 } else { 50.0 });
-        assert!(step.trend(1e9).is_none());
-        assert!(series(4000, |_| 10.0).trend(1e9).is_none());
+        assert!(trend(step).is_none());
+        assert!(trend(series(4000, |_| 10.0)).is_none());
+        let burst = series(4000, |at| drift(at) + if at > 3960 { 100.0 } else { 0.0 });
+        assert!(trend(burst).is_none());
     }
 }
