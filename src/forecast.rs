@@ -29,7 +29,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::stats::{Reason, Snapshot, State};
 pub use record::Accuracy;
@@ -80,7 +80,7 @@ const LEAP_SECONDS: f64 = 20.0;
 const LEAPS_APART: f64 = 600.0;
 
 /// Messages a second in and out of a queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// Received.
     #[serde(rename = "in")]
@@ -107,7 +107,7 @@ pub struct Forecast {
 }
 
 /// When a queue will be empty.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "forecast", rename_all = "snake_case")]
 pub enum Drain {
     /// Nothing waits, or what does is the ordinary in-and-out of a consumer that keeps up.
@@ -220,7 +220,7 @@ impl fmt::Display for Drain {
 }
 
 /// A time in whole units, or with a decimal below two, in the unit that fits another time.
-fn spoken(seconds: f64, unit_of: f64) -> (String, &'static str) {
+pub(crate) fn spoken(seconds: f64, unit_of: f64) -> (String, &'static str) {
     let (length, unit) = match unit_of {
         ..120.0 => (1.0, "s"),
         ..7_200.0 => (60.0, "min"),

@@ -39,7 +39,7 @@ pub fn configure(dir: &Path, toml: &str) -> PathBuf {
 /// A hub process and where it says that it answers.
 pub struct Running {
     child: Child,
-    http: String,
+    pub http: String,
     log: std::thread::JoinHandle<String>,
 }
 
@@ -74,8 +74,13 @@ impl Running {
     }
 
     pub fn status(&self) -> Value {
+        self.get("/status")
+    }
+
+    pub fn get(&self, path: &str) -> Value {
         let mut stream = TcpStream::connect(&self.http).unwrap();
-        let request = "GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
