@@ -2,4 +2,6 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // a test's name says what it is about
 
+mod dashboards;
+mod prometheus;
 mod statsd;
