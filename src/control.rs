@@ -1,9 +1,17 @@
 //! The HTTP interface: what the hub says of itself, and what it can be told.
 //!
-//! `GET /status` answers with [`Status`] as JSON and `GET /v1/figures` with [`Dump`], on the
-//! loopback address of the configuration: nothing there protects what it shows. `POST /v1/actions` takes an [`Action`] and answers with an
-//! [`Outcome`]; it is served only on a Unix socket in the data directory, which belongs to the
-//! hub's user (mode 0600), so that whoever may open it may act.
+//! | request | answer |
+//! |---|---|
+//! | `GET /status` | [`Status`] as JSON |
+//! | `GET /v1/figures` | [`Dump`] as JSON |
+//! | `GET /metrics` | the same for [`prometheus`]; 503 when there is only an old sample |
+//! | `GET /healthz` | 200 or 503: [`Probes::alive`] |
+//! | `GET /readyz` | 200 or 503: [`Probes::ready`] |
+//! | `POST /v1/actions` | takes an [`Action`], answers with an [`Outcome`] |
+//!
+//! All but the last are served on the loopback address of the configuration: nothing there protects
+//! what it shows. All are served on a Unix socket in the data directory, which belongs to the hub's
+//! user (mode 0600), so that whoever may open it may act.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -14,12 +22,14 @@ use std::sync::Arc;
 
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::serve::IncomingStream;
 use axum::{Json, Router, routing::get, routing::post};
 
 use crate::monitor::sample::Dump;
-use crate::monitor::{Figures, Status};
+use crate::monitor::{Figures, Status, prometheus};
+use crate::probes::{Condition, Probes};
 use crate::steering::{Action, Outcome, Steering};
 
 /// A filter with very many numbers of letters is some kilobytes.
@@ -74,17 +84,24 @@ impl Control {
     ///
     /// # Errors
     /// When the runtime can't be set up.
-    pub fn run(self, figures: Arc<Figures>, steering: Arc<Steering>) -> Result<(), String> {
+    pub fn run(self, probes: Probes, steering: Arc<Steering>) -> Result<(), String> {
         let failed = |error| format!("can't set up the HTTP interface: {error}");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(failed)?;
         let outcome = runtime.block_on(async {
+            let figures = probes.figures.clone();
+            let probing = Router::new()
+                .route("/metrics", get(metrics))
+                .route("/healthz", get(healthz))
+                .route("/readyz", get(readyz))
+                .with_state(Arc::new(probes));
             let open = Router::new()
                 .route("/status", get(status))
                 .route("/v1/figures", get(dump))
-                .with_state(figures);
+                .with_state(figures)
+                .merge(probing);
             if let Some(http) = self.http {
                 let listener = tokio::net::TcpListener::from_std(http).map_err(failed)?;
                 let app = open.clone();
@@ -157,6 +174,38 @@ async fn status(State(figures): State<Arc<Figures>>) -> Json<Status> {
 
 async fn dump(State(figures): State<Arc<Figures>>) -> Json<Dump> {
     Json(figures.latest().dump())
+}
+
+async fn metrics(State(probes): State<Arc<Probes>>, headers: HeaderMap) -> Response {
+    let accept: Vec<&str> = (headers.get_all(header::ACCEPT).iter())
+        .filter_map(|value| value.to_str().ok())
+        .collect();
+    let format = prometheus::Format::accepted(&accept.join(","));
+    let sample = match probes.sample() {
+        Ok(sample) => sample,
+        // What scrapes them would take old figures for new ones.
+        Err(why) => return (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+    };
+    match prometheus::page(&sample, format) {
+        Ok(page) => ([(header::CONTENT_TYPE, format.content_type())], page).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn healthz(State(probes): State<Arc<Probes>>) -> (StatusCode, Json<Condition>) {
+    answer(probes.alive())
+}
+
+async fn readyz(State(probes): State<Arc<Probes>>) -> (StatusCode, Json<Condition>) {
+    answer(probes.ready())
+}
+
+fn answer(condition: Condition) -> (StatusCode, Json<Condition>) {
+    let status = match condition.is_ok() {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, Json(condition))
 }
 
 async fn act(

@@ -31,6 +31,8 @@ use crate::monitor::statsd::Statsd;
 use crate::monitor::{
     self, ConsumerFigures, Exporter, Figures, Latest, ProducerFigures, SourceFigures, Status,
 };
+#[cfg(feature = "http")]
+use crate::probes::Probes;
 use crate::producer::{self, ProducerStats};
 use crate::publisher::{self, Outlet, PublishStats};
 use crate::queue::{self, Queue, Taker};
@@ -158,6 +160,7 @@ impl Hub {
         };
         let mut starting = Starting {
             threads,
+            started: Arc::default(),
             stop: Stop::default(),
             monitor_stop: Arc::default(),
             quits: Quits::default(),
@@ -179,7 +182,7 @@ impl Hub {
         &self.figures
     }
 
-    /// Where `GET /status` answers.
+    /// Where `GET /status` and `GET /metrics` answer.
     pub fn http(&self) -> Option<SocketAddr> {
         self.http
     }
@@ -249,6 +252,7 @@ impl Hub {
 /// A hub in the making.
 struct Starting {
     threads: Threads,
+    started: Arc<Flag>,
     stop: Stop,
     monitor_stop: Arc<Flag>,
     quits: Quits,
@@ -392,7 +396,7 @@ impl Starting {
             measured,
             latest: Latest::default(),
         });
-        let http = self.serve(&config.hub.http, &figures, &steering)?;
+        let http = self.serve(config, &figures, &steering)?;
         if let (Some(journal), Some(keeper)) = (&steering.journal, &steering.keeper) {
             let (journal, keeper) = (journal.clone(), keeper.clone());
             self.threads.spawn("weir-sync", Role::Sync, move || {
@@ -453,6 +457,7 @@ impl Starting {
                 .spawn(&name, Role::Intake, move || enqueuer.run())?;
         }
         let (watch, ends) = (self.threads.watch.clone(), self.threads.ends.clone());
+        self.started.raise();
         Ok(Hub {
             figures,
             deaths,
@@ -476,13 +481,13 @@ impl Starting {
     #[cfg(feature = "http")]
     fn serve(
         &mut self,
-        http: &str,
+        config: &Config,
         figures: &Arc<Figures>,
         steering: &Arc<Steering>,
     ) -> Result<Option<SocketAddr>, String> {
-        let address = match http.is_empty() {
-            true => None,
-            false => Some(config::loopback(http)?),
+        let address = match &*config.hub.http {
+            "" => None,
+            http => Some(config::loopback(http)?),
         };
         let socket = steering
             .data_dir
@@ -494,9 +499,16 @@ impl Starting {
         let (control, quit) = crate::control::Control::bind(address, socket.as_deref())?;
         self.quits.control = Some(quit);
         let address = control.address();
-        let (figures, steering) = (figures.clone(), steering.clone());
+        let probes = Probes {
+            figures: figures.clone(),
+            started: self.started.clone(),
+            stopping: self.stop.intake.clone(),
+            watch: self.threads.watch.clone(),
+            on_error: config.journal.on_error,
+        };
+        let steering = steering.clone();
         self.threads.spawn("weir-http", Role::Service, move || {
-            control.run(figures, steering)
+            control.run(probes, steering)
         })?;
         Ok(address)
     }
@@ -504,12 +516,14 @@ impl Starting {
     #[cfg(not(feature = "http"))]
     fn serve(
         &mut self,
-        http: &str,
+        config: &Config,
         _: &Arc<Figures>,
         _: &Arc<Steering>,
     ) -> Result<Option<SocketAddr>, String> {
-        if !http.is_empty() {
-            warn!("this weir was built without the feature `http`: there is no GET /status");
+        if !config.hub.http.is_empty() {
+            warn!(
+                "this weir was built without the feature `http`: there is no GET /status or /metrics"
+            );
         }
         Ok(None)
     }

@@ -8,7 +8,7 @@
 //!                             └─► queue ─► runner thread ─► consumer
 //! sync thread, keeper thread: what is written reaches the disk, cursors, retention
 //! monitor thread: samples every queue's counters ─► statsd
-//! control thread: HTTP ─► GET /status; pause, skip, replay ...
+//! control thread: HTTP ─► GET /status, /metrics, /healthz; pause, skip, replay ...
 //! ```
 //!
 //! One hop from intake to consumer. The hub calls the consumer; a consumer never drives the hub.
@@ -71,6 +71,9 @@ pub mod producer;
 pub mod publisher;
 
 pub mod monitor;
+
+#[cfg(feature = "http")]
+pub mod probes;
 
 #[cfg(feature = "http")]
 pub mod control;

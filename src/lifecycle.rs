@@ -4,8 +4,8 @@
 //! about, so that the hub is never "up" with nobody at work (design invariant 8).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,7 @@ pub struct Ended {
 #[derive(Clone)]
 pub struct Watch {
     ended: [Sender<Ended>; 2],
+    first: Arc<OnceLock<Ended>>,
     spawned: Arc<AtomicUsize>,
 }
 
@@ -81,9 +82,15 @@ impl Watch {
         );
         let watch = Watch {
             ended: [first.0, second.0],
+            first: Arc::default(),
             spawned: Arc::default(),
         };
         (watch, [first.1, second.1])
+    }
+
+    /// How the first of its threads to end has ended.
+    pub fn first_end(&self) -> Option<&Ended> {
+        self.first.get()
     }
 
     /// Starts a thread of this name; answers the number by which its end will be reported.
@@ -96,6 +103,7 @@ impl Watch {
         body: impl FnOnce() -> Result<(), String> + Send + 'static,
     ) -> std::io::Result<usize> {
         let (ended, thread) = (self.ended.clone(), name.to_owned());
+        let first = self.first.clone();
         let id = self.spawned.fetch_add(1, Ordering::Relaxed);
         thread::Builder::new()
             .name(name.to_owned())
@@ -107,6 +115,7 @@ impl Watch {
                     Err(panic) => Some(format!("panicked: {}", weir_consumer::panic_text(&*panic))),
                 };
                 let end = Ended { id, thread, error };
+                let _ = first.set(end.clone()); // one end tells enough
                 for ended in ended {
                     // Nobody listens any more once the hub itself is gone.
                     let _ = ended.send(end.clone());
@@ -146,6 +155,7 @@ mod tests {
             assert_eq!(again.recv().unwrap().id, id);
             ends.push((end.thread, end.error));
         }
+        assert_eq!(watch.first_end().unwrap().thread, "good");
         let expected = [
             ("good", None),
             ("bad", Some("disk")),

@@ -49,6 +49,8 @@ pub struct Measured {
 #[derive(Default)]
 struct Names {
     sorts: HashMap<String, Sort>,
+    /// What they are called outside, and whose name that is: see [`taken`].
+    taken: HashMap<String, String>,
     help: HashMap<String, String>,
     complained: BTreeSet<String>,
 }
@@ -173,7 +175,7 @@ impl Measured {
                 && text.len() <= TEXT_MAX
                 && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_' || more.contains(&b))
         };
-        if !named(name, b".:") || name.starts_with("weir_") {
+        if !named(name, b".:") || name.starts_with("weir_") || name == "_total" {
             return Err(
                 "expected a name of letters, digits and `_` that does not begin with \
                         `weir_`"
@@ -182,7 +184,9 @@ impl Measured {
         }
         let mut keys = BTreeSet::new();
         for label in key.labels() {
-            let own = ["hub", "consumer", "le", "quantile"].contains(&label.key());
+            // Prometheus keeps those with two underscores for itself.
+            let own = ["hub", "consumer", "le", "quantile"].contains(&label.key())
+                || label.key().starts_with("__");
             if own || !named(label.key(), b"") || !keys.insert(label.key().to_owned()) {
                 return Err(format!("{:?} can't be the name of a label", label.key()));
             }
@@ -202,11 +206,22 @@ impl Measured {
                  values?"
             ));
         }
-        let mut names = self.names.lock();
-        match *names.sorts.entry(exported(name, sort)).or_insert(sort) {
-            known if known == sort => Ok(()),
-            known => Err(format!("it is a {known:?} elsewhere in this hub")),
+        let names = &mut *self.names.lock();
+        let name = exported(name, sort);
+        if let Some(known) = names.sorts.get(&name) {
+            return match *known == sort {
+                true => Ok(()),
+                false => Err(format!("it is a {known:?} elsewhere in this hub")),
+            };
         }
+        let outside = taken(&name, sort);
+        if let Some(other) = outside.iter().find_map(|name| names.taken.get(name)) {
+            return Err(format!("Prometheus would take it for a part of {other:?}"));
+        }
+        let owned = outside.into_iter().map(|outside| (outside, name.clone()));
+        names.taken.extend(owned);
+        names.sorts.insert(name, sort);
+        Ok(())
     }
 }
 
@@ -217,6 +232,20 @@ fn exported(name: &str, sort: Sort) -> String {
         Sort::Counter if !name.ends_with("_total") => name + "_total",
         _ => name,
     }
+}
+
+/// All names by which a figure of this exported name is known outside: OpenMetrics has a family for
+/// a counter without its `_total`, and a histogram is three sorts of samples.
+pub(crate) fn taken(name: &str, sort: Sort) -> Vec<String> {
+    let mut names = vec![name.to_owned()];
+    match sort {
+        Sort::Counter => names.extend(name.strip_suffix("_total").map(str::to_owned)),
+        Sort::Histogram => {
+            names.extend(["_bucket", "_count", "_sum"].map(|part| format!("{name}{part}")));
+        }
+        Sort::Gauge => {}
+    }
+    names
 }
 
 impl OwnRecorder {
@@ -397,9 +426,15 @@ mod tests {
             counter!("posts").increment(1); // is exported by the name of the gauge
             counter!("sent", "consumer" => "other").increment(1);
             counter!("sent", "text" => "x".repeat(1000)).increment(1);
+            counter!("sent", "__name__" => "up").increment(1);
+            counter!("_total").increment(1);
+            histogram!("rows").record(1.0);
+            gauge!("rows_sum").set(1.0); // is a part of the histogram
+            counter!("files_total").increment(1);
+            gauge!("files").set(1.0); // is the counter's family in OpenMetrics
         });
         let names: Vec<String> = measured.snapshot().into_iter().map(|s| s.name).collect();
-        assert_eq!(names, ["posts_total"]);
-        assert_eq!(measured.refused(), 5);
+        assert_eq!(names, ["files_total", "posts_total", "rows"]);
+        assert_eq!(measured.refused(), 9);
     }
 }

@@ -7,6 +7,8 @@
 
 pub mod collectd;
 pub mod moksha;
+#[cfg(feature = "http")]
+pub mod prometheus;
 pub mod sample;
 pub mod statsd;
 

@@ -734,7 +734,8 @@ impl<'h> Runner<'h> {
             let delivery = deliver(consumer, batch);
             let time = begin.elapsed();
             // The quick ones before it that were not timed count as this one.
-            let weight = if time < CHEAP { self.untimed + 1 } else { 1 };
+            let untimed = self.untimed % SAMPLE; // SAMPLE itself: this one had to be
+            let weight = if time < CHEAP { untimed + 1 } else { 1 };
             worker.timed(batch.len(), waited, time, weight);
             if matches!(delivery, Delivery::Consumed) {
                 worker.succeeded_at(now_ns());

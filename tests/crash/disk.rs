@@ -107,6 +107,8 @@ pub fn a_full_disk_stops_the_intake_if_so_told() {
     let end = status["journal"]["end"].as_u64().unwrap();
     eventually("delivered", || hub.is_idle());
     assert!(failed(&mut hub));
+    assert_eq!(hub.ask("/readyz").unwrap()["status"], "failed");
+    assert_eq!(hub.ask("/healthz").unwrap()["status"], "ok");
     assert_eq!(
         numbers(&scene).len() as u64,
         end - 1,
@@ -118,6 +120,7 @@ pub fn a_full_disk_stops_the_intake_if_so_told() {
         numbers(&scene).len() as u64 >= publisher.sent
     });
     assert!(!failed(&mut hub));
+    assert_eq!(hub.ask("/readyz").unwrap()["status"], "ok");
     hub.signal("TERM");
     assert_eq!(hub.end(), Some(0));
     let journal = scene.journal();

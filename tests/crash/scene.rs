@@ -355,9 +355,15 @@ pub struct Hub {
 impl Hub {
     /// What it says of itself; none if it is not up.
     pub fn try_status(&self) -> Option<Value> {
+        self.ask("/status")
+    }
+
+    /// What it answers to `GET`, if it does.
+    pub fn ask(&self, path: &str) -> Option<Value> {
         let mut stream = UnixStream::connect(&self.control).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        let request = "GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;

@@ -5,6 +5,7 @@
 mod check;
 mod dead;
 mod delivery;
+mod http;
 mod journal;
 mod lag;
 mod moksha;
