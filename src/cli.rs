@@ -244,15 +244,25 @@ fn log_to_stderr(level: LogLevel) -> WorkerGuard {
 
 /// A time for people, such as "8 min".
 fn words(seconds: f64) -> String {
+    if (0.05..2.0).contains(&seconds) {
+        return format!("{seconds:.1} s");
+    }
     let (time, unit) = crate::forecast::spoken(seconds, seconds);
     format!("{time} {unit}")
 }
+
+/// No more names than this fit into an error.
+const NAMED: usize = 10;
 
 /// The end of an error about a name that there is not: what may have been meant.
 fn meant<'n>(written: &str, names: impl Iterator<Item = &'n str> + Clone) -> String {
     match nearest(written, names.clone()) {
         Some(near) => format!("; did you mean `{near}`?"),
-        None => format!("; there are: {}", names.collect::<Vec<_>>().join(", ")),
+        None => {
+            let some: Vec<&str> = names.clone().take(NAMED).collect();
+            let more = if names.count() > NAMED { ", ..." } else { "" };
+            format!("; there are: {}{more}", some.join(", "))
+        }
     }
 }
 

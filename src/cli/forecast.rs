@@ -144,12 +144,14 @@ fn outlook(
             consumer.name
         )));
     };
-    let what_if = what_if(
+    let mut what_if = what_if(
         consumer.queue_messages,
         consumer.rates.received,
         service,
         burst,
     );
+    // What waits now is older than the arithmetic knows.
+    what_if.peak_lag_seconds = what_if.peak_lag_seconds.max(consumer.lag_seconds);
     let journal_bytes = journal
         .filter(|journal| journal.appended_messages > 0)
         .map(|journal| {
@@ -193,10 +195,14 @@ fn tell_outlook(
         words(outlook.burst_seconds),
     ));
     match &*consumer.health {
-        "paused" | "stalled" | "halted" => {
-            let note = format!("it is {} now; this is as if it were not", consumer.health);
-            table.line("note", note);
-        }
+        "stalled" => table.line(
+            "note",
+            "it is stalled now; this is as if its deliveries succeeded",
+        ),
+        "paused" | "halted" => table.line(
+            "note",
+            format!("it is {} now; this is as if it were not", consumer.health),
+        ),
         _ => {}
     }
     let arriving = per_time(what.arriving_per_second);
@@ -258,8 +264,11 @@ fn tell_outlook(
 }
 
 fn tell_forecast(consumer: &Consumer, now: SystemTime) -> String {
-    let health = consumer.health.replace('_', " ");
-    let mut table = Table(format!("{}: {health}, {}\n", consumer.name, consumer.drain));
+    let mut head = consumer.drain.to_string();
+    if !matches!(consumer.drain, Drain::Stalled { .. }) {
+        head = format!("{}, {head}", consumer.health.replace('_', " "));
+    }
+    let mut table = Table(format!("{}: {head}\n", consumer.name));
     let depth = match consumer.behind_messages {
         0 => format!("{} messages", consumer.queue_messages),
         behind => format!(
@@ -460,6 +469,18 @@ mod tests {
     }
 
     #[test]
+    fn a_stall_is_told_once() {
+        let mut stalled = consumer();
+        stalled.health = "stalled".into();
+        stalled.drain = Drain::Stalled { for_seconds: 180.0 };
+        let text = tell_forecast(&stalled, now());
+        assert!(text.starts_with("irc: stalled for 3 min\n"), "{text}");
+        let outlook = outlook(&stalled, burst(1.0), None, None).unwrap();
+        let text = tell_outlook(&stalled, &outlook, None, None, now());
+        assert!(text.contains("as if its deliveries succeeded"), "{text}");
+    }
+
+    #[test]
     fn what_may_never_clear_is_told_so_and_far_times_have_a_date() {
         let mut far = consumer();
         far.drain = Drain::Draining {
@@ -561,6 +582,8 @@ mod tests {
         let text = tell_outlook(&busy, &nothing, None, None, now());
         assert!(text.contains("it keeps up with the burst"), "{text}");
         assert!(text.contains("it is paused now"), "{text}");
+        // Of what waits already, the lag is known.
+        assert!(text.contains("peak lag      95 s"), "{text}");
         assert!(text.contains("enough: its queue holds 500"), "{text}");
     }
 
