@@ -218,6 +218,20 @@ fn a_probe_asks_for_the_hub_alone() {
 }
 
 #[test]
+fn a_running_hub_is_live_and_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = start(dir.path(), &Bus::tcp());
+    let url = format!("http://{}", hub.http);
+    for (probe, said) in [("live", "live"), ("ready", "ready")] {
+        let (code, text) = check(&url, &["--probe", probe]);
+        assert_eq!(
+            (code, text),
+            (Some(0), format!("WEIR OK - the hub is {said}\n"))
+        );
+    }
+}
+
+#[test]
 fn a_forecast_is_told_and_a_burst_reckoned_when_the_service_rate_is_measured() {
     let dir = tempfile::tempdir().unwrap();
     let bus = Bus::tcp();
