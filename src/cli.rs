@@ -1,12 +1,15 @@
 //! The command line.
 //!
 //! Exit codes: 0 done; 1 something failed while running; 2 the command line or the configuration
-//! is wrong, and nothing was started; 128 + n a second signal n ended the hub at once.
+//! is wrong, and nothing was started; 128 + n a second signal n ended the hub at once. `weir check`
+//! has those of a monitoring plugin instead.
 
 mod ask;
+mod check;
 mod config;
 mod dead;
 mod demo;
+mod forecast;
 mod hub;
 mod journal;
 mod kinds;
@@ -22,7 +25,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use weir_consumer::settings::{DURATION_MAX, Mistake, Origin, Settings};
+use weir_consumer::settings::{DURATION_MAX, Mistake, Origin, Settings, nearest};
 
 use crate::config::{Config, Mistakes, layers};
 use crate::registry::Registry;
@@ -38,6 +41,8 @@ Examples:
   weir demo --for 30s                                  see it work, without a configuration
   weir config sample > weir.toml                       begin a configuration
   weir hub --config weir.toml                          run a hub
+  weir forecast --consumer irc --config weir.toml      when it will have caught up
+  weir check --config weir.toml                        is all well? for a monitoring system
   weir dead list --config weir.toml                    what it has set aside, and why
   weir publish --config weir.toml org.example.a '{}'   send it a message"
 )]
@@ -65,6 +70,8 @@ enum Command {
     Demo(demo::Demo),
     Publish(publish::Publish),
     Tail(tail::Tail),
+    Check(check::Check),
+    Forecast(forecast::Forecast),
     Pause(steer::Pause),
     Resume(steer::Resume),
     Skip(steer::Skip),
@@ -145,7 +152,12 @@ impl From<std::io::Error> for Failure {
 /// Runs the command that the process was started with, for a hub that knows these kinds.
 pub fn main(registry: Registry) -> ExitCode {
     let version = env!("CARGO_PKG_VERSION");
-    let matches = Cli::command().version(version).get_matches(); // exits with 2 on bad usage
+    let command = Cli::command().version(version);
+    let matches = match command.clone().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) if error.use_stderr() && is_check(command) => return check::misused(&error),
+        Err(error) => error.exit(), // with 2 on bad usage
+    };
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
@@ -162,6 +174,8 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Demo(demo) => demo.run(&registry),
         Command::Publish(publish) => publish.run(&registry),
         Command::Tail(tail) => tail.run(&registry),
+        Command::Check(check) => return check.run(&registry),
+        Command::Forecast(forecast) => forecast.run(&registry),
         Command::Dead(dead) => dead.run(&registry),
         Command::Journal(journal) => journal.run(&registry),
         Command::Pause(pause) => pause.run(&registry),
@@ -180,6 +194,12 @@ pub fn main(registry: Registry) -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Whether the command line, as far as it can be read, is one of `weir check`.
+fn is_check(command: clap::Command) -> bool {
+    let matches = command.ignore_errors(true).try_get_matches();
+    matches.is_ok_and(|matches| matches.subcommand_name() == Some("check"))
 }
 
 /// Where everything on standard error goes: a thread writes it, so that a reader that has stopped
@@ -220,6 +240,30 @@ fn log_to_stderr(level: LogLevel) -> WorkerGuard {
         .log_internal_errors(false)
         .init();
     guard
+}
+
+/// A time for people, such as "8 min".
+fn words(seconds: f64) -> String {
+    if (0.05..2.0).contains(&seconds) {
+        return format!("{seconds:.1} s");
+    }
+    let (time, unit) = crate::forecast::spoken(seconds, seconds);
+    format!("{time} {unit}")
+}
+
+/// No more names than this fit into an error.
+const NAMED: usize = 10;
+
+/// The end of an error about a name that there is not: what may have been meant.
+fn meant<'n>(written: &str, names: impl Iterator<Item = &'n str> + Clone) -> String {
+    match nearest(written, names.clone()) {
+        Some(near) => format!("; did you mean `{near}`?"),
+        None => {
+            let some: Vec<&str> = names.clone().take(NAMED).collect();
+            let more = if names.count() > NAMED { ", ..." } else { "" };
+            format!("; there are: {}{more}", some.join(", "))
+        }
+    }
 }
 
 /// Reads a duration of the command line.

@@ -220,7 +220,7 @@ impl fmt::Display for Drain {
 }
 
 /// A time in whole units, or with a decimal below two, in the unit that fits another time.
-fn spoken(seconds: f64, unit_of: f64) -> (String, &'static str) {
+pub(crate) fn spoken(seconds: f64, unit_of: f64) -> (String, &'static str) {
     let (length, unit) = match unit_of {
         ..120.0 => (1.0, "s"),
         ..7_200.0 => (60.0, "min"),
@@ -445,7 +445,9 @@ impl Forecaster {
         self.stall.sample(before, mark, shot.state, window);
 
         let served = self.served.pace();
-        let timed = (shot.processing_ns > 0 && shot.timed_messages > 0).then(|| {
+        // Deliveries that fail are timed too: where none succeeds they tell nothing.
+        let timed = shot.consumed > 0 && shot.processing_ns > 0 && shot.timed_messages > 0;
+        let timed = timed.then(|| {
             let seconds = Duration::from_nanos(shot.processing_ns).as_secs_f64();
             self.workers as f64 * shot.timed_messages as f64 / seconds
         });
@@ -473,7 +475,7 @@ impl Forecaster {
             rates: self.rate(mark, RATES_OVER).unwrap_or_default(),
             service,
             drain,
-            health: self.health(mark, shot, service),
+            health: self.health(mark, shot, service, drain),
             accuracy: self.record.accuracy(),
         };
     }
@@ -525,7 +527,13 @@ impl Forecaster {
         }
     }
 
-    fn health(&mut self, mark: &Mark, shot: &Snapshot, service: Option<f64>) -> Health {
+    fn health(
+        &mut self,
+        mark: &Mark,
+        shot: &Snapshot,
+        service: Option<f64>,
+        drain: Drain,
+    ) -> Health {
         let now = match shot.state {
             State::Halted => return self.steady.at_once(Health::Halted),
             State::Paused => return self.steady.at_once(Health::Paused),
@@ -543,7 +551,9 @@ impl Forecaster {
         let received = (mark.received - from.received) as f64;
         let settled = (mark.settled - from.settled) as f64;
         let least = (3.0 * (received + settled).sqrt()).max(0.02 * received);
-        let growing = mark.at - from.at >= GROWTH_OVER / 2.0
+        // What came all at once and goes away again is no growth either.
+        let growing = !matches!(drain, Drain::Draining { .. })
+            && mark.at - from.at >= GROWTH_OVER / 2.0
             && received - settled > least * part
             && lag > FALLING_LAG * part;
         let health = match (growing, behind) {

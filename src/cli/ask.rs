@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{ConfigArgs, Failure, say};
+use crate::config::Config;
 use crate::data_dir;
 use crate::registry::Registry;
 
@@ -36,16 +37,26 @@ pub(super) struct HubArgs {
 }
 
 impl HubArgs {
+    /// What the configuration says, if one was given.
+    pub(super) fn config(&self, registry: &Registry) -> Result<Option<Config>, Failure> {
+        let load = |config: &PathBuf| {
+            let args = ConfigArgs {
+                config: config.clone(),
+                set: Vec::new(),
+            };
+            args.load(registry)
+        };
+        self.config.as_ref().map(load).transpose()
+    }
+
     /// Where the hub answers: its HTTP address if it has one, which other users may read as well.
     pub(super) fn find(&self, registry: &Registry) -> Result<Address, Failure> {
         if let Some(hub) = &self.hub {
             return Address::read(hub).map_err(Failure::usage);
         }
-        let args = ConfigArgs {
-            config: self.config.clone().unwrap_or_default(),
-            set: Vec::new(),
+        let Some(Config { hub, .. }) = self.config(registry)? else {
+            return Err(Failure::usage("give --config FILE or --hub URL|PATH"));
         };
-        let hub = args.load(registry)?.hub;
         match (hub.http.is_empty(), hub.data_dir) {
             (false, _) => Ok(Address::Http(hub.http)),
             (true, dir) => Ok(Address::Socket(data_dir::control(&dir))),
@@ -153,7 +164,10 @@ impl Address {
         );
         let answer = self
             .exchange(&request, patience)
-            .map_err(|error| Unanswered::Away(self.away(&error)))?;
+            .map_err(|error| match error.kind() {
+                ErrorKind::PermissionDenied => Unanswered::Refused(self.forbidden(&error)),
+                _ => Unanswered::Away(self.away(&error)),
+            })?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let strange = |why: &dyn fmt::Display| {
             let what = format!("{self} does not answer as a hub of this version does: {why}");
@@ -165,6 +179,13 @@ impl Address {
             Some(_) => Err(Unanswered::Refused(body.trim_end().into())),
             None => Err(strange(&"that is not HTTP")),
         }
+    }
+
+    fn forbidden(&self, error: &std::io::Error) -> String {
+        format!(
+            "{self}: {error}; only the hub's user may open it: run this as that user, or give the \
+             hub an address in `hub.http`, where everybody on this machine may read"
+        )
     }
 
     fn away(&self, error: &std::io::Error) -> String {
@@ -187,7 +208,7 @@ impl Address {
         match self {
             Address::Http(host) => {
                 let found = host.to_socket_addrs()?.next();
-                let address = found.ok_or_else(|| ErrorKind::AddrNotAvailable)?;
+                let address = found.ok_or(ErrorKind::AddrNotAvailable)?;
                 let stream = TcpStream::connect_timeout(&address, patience)?;
                 stream.set_read_timeout(Some(patience.min(IMPATIENCE)))?;
                 stream.set_write_timeout(Some(patience))?;
@@ -225,7 +246,9 @@ fn converse(
             Ok(length) => answer.extend_from_slice(&part[..length]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock && begin.elapsed() < patience => {
-                say("the hub has not answered yet; it will do it even if you don't wait\n");
+                if request.starts_with("POST") {
+                    say("the hub has not answered yet; it will do it even if you don't wait\n");
+                }
             }
             Err(error) => return Err(error),
         }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Forecasts that wait for their outcome, and outcomes that are remembered.
 const PENDING_MAX: usize = 64;
@@ -13,7 +13,7 @@ const PENDING_MAX: usize = 64;
 const EVERY: f64 = 10.0;
 
 /// How right earlier forecasts were.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
     /// Forecasts whose outcome is known, since the start.
     pub forecasts: u64,

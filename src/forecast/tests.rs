@@ -364,6 +364,25 @@ fn health_says_behind_and_falling_behind() {
 }
 
 #[test]
+fn a_burst_that_drains_is_behind_but_not_falling_behind() {
+    let mut watched = Watched::new();
+    watched.pass(100, 0, 1);
+    watched.world.receive(300);
+    let said: Vec<Health> = (0..120).map(|_| watched.pass(1, 0, 1).health).collect();
+    assert!(said.contains(&Health::Behind));
+    assert!(!said.contains(&Health::FallingBehind), "{said:?}");
+}
+
+#[test]
+fn deliveries_that_only_fail_are_no_service() {
+    let mut watched = Watched::new();
+    let mut shot = watched.world.exactly(1, 0);
+    (shot.timed, shot.timed_messages, shot.processing_ns) = (100, 100, 1_000);
+    watched.forecaster.push(&shot);
+    assert_eq!(watched.forecaster.forecast().service, None);
+}
+
+#[test]
 fn health_does_not_flap_near_capacity() {
     for (arriving, seed) in [(19.0, 1), (19.6, 2), (19.8, 3), (19.8, 4)] {
         let mut world = World::new(seed);

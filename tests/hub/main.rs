@@ -2,11 +2,13 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // a test's name says what it is about
 
+mod check;
 mod dead;
 mod delivery;
 mod http;
 mod journal;
 mod lag;
+mod moksha;
 mod pages;
 mod process;
 mod sockets;

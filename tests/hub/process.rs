@@ -39,8 +39,16 @@ pub fn configure(dir: &Path, toml: &str) -> PathBuf {
 /// A hub process and where it says that it answers.
 pub struct Running {
     child: Child,
-    http: String,
-    log: std::thread::JoinHandle<String>,
+    pub http: String,
+    log: Option<std::thread::JoinHandle<String>>,
+}
+
+/// A test that fails leaves no hub behind.
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Running {
@@ -65,7 +73,11 @@ impl Running {
         });
         let http = http.recv_timeout(PATIENCE);
         match http {
-            Ok(http) => Running { child, http, log },
+            Ok(http) => Running {
+                child,
+                http,
+                log: Some(log),
+            },
             Err(_) => {
                 let _ = child.kill();
                 panic!("it did not start: {}", log.join().unwrap());
@@ -74,8 +86,13 @@ impl Running {
     }
 
     pub fn status(&self) -> Value {
+        self.get("/status")
+    }
+
+    pub fn get(&self, path: &str) -> Value {
         let mut stream = TcpStream::connect(&self.http).unwrap();
-        let request = "GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -106,7 +123,8 @@ impl Running {
             .read_to_string(&mut out)
             .unwrap();
         let code = self.child.wait().unwrap().code();
-        (code, out, self.log.join().unwrap())
+        let log = self.log.take().unwrap();
+        (code, out, log.join().unwrap())
     }
 }
 
@@ -432,10 +450,7 @@ fn a_log_that_nobody_reads_holds_up_nobody() {
         hub.status()["consumers"][0]["consumed"] == 5000
     });
     // The reader of the first one's log goes away.
-    drop(std::mem::replace(
-        &mut hub.log,
-        std::thread::spawn(String::new),
-    ));
+    drop(hub.log.replace(std::thread::spawn(String::new)));
     let pid = other.id().to_string();
     assert!(
         Command::new("kill")
