@@ -17,12 +17,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::dead_letters::{self, DeadLetters};
 use crate::forecast::{Accuracy, Drain, Forecast, Forecaster, Health, Rates};
-use crate::journal::{self, Journal};
+use crate::journal::{self, Journal, Read};
 use crate::lifecycle::Flag;
 use crate::measured::Measured;
 use crate::producer::{ProducerSnapshot, ProducerStats};
@@ -59,14 +59,76 @@ pub struct Figures {
     pub latest: Latest,
 }
 
+/// What is drawn of the past: a point a consumer every five seconds, for ten minutes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    /// When each point was taken, in seconds since 1970.
+    pub at: VecDeque<f64>,
+    /// The consumers' points, in the order of the configuration.
+    pub consumers: Vec<Past>,
+}
+
+/// One consumer's part of a [`History`]: as many points as there are times.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Past {
+    /// The instance's name.
+    pub name: String,
+    /// Messages not yet settled.
+    pub queue_messages: VecDeque<u64>,
+    /// The age of the oldest of them.
+    pub lag_seconds: VecDeque<f32>,
+    /// Messages a second in.
+    #[serde(rename = "in")]
+    pub received: VecDeque<f32>,
+    /// And out.
+    #[serde(rename = "out")]
+    pub settled: VecDeque<f32>,
+}
+
+const HISTORY_EVERY: Duration = Duration::from_secs(5);
+const HISTORY_POINTS: usize = 120;
+
+impl History {
+    fn add(&mut self, sample: &Sample) {
+        let at = Duration::from_nanos(sample.at_ns).as_secs_f64();
+        let every = HISTORY_EVERY.as_secs_f64() - 0.5; // samples are not to the millisecond
+        if self
+            .at
+            .back()
+            .is_some_and(|last| (0.0..every).contains(&(at - last)))
+        {
+            return;
+        }
+        fn push<T>(points: &mut VecDeque<T>, point: T) {
+            if points.len() == HISTORY_POINTS {
+                points.pop_front();
+            }
+            points.push_back(point);
+        }
+        push(&mut self.at, at);
+        self.consumers
+            .resize_with(sample.consumers.len(), Past::default);
+        for (past, now) in self.consumers.iter_mut().zip(&sample.consumers) {
+            past.name.clone_from(&now.name);
+            push(&mut past.queue_messages, now.shot.queue_messages);
+            push(&mut past.lag_seconds, now.shot.lag.as_secs_f32());
+            push(&mut past.received, now.forecast.rates.received as f32);
+            push(&mut past.settled, now.forecast.rates.settled as f32);
+        }
+    }
+}
+
 /// The latest sample of a hub, for whoever wants to read it.
 #[derive(Default)]
-pub struct Latest(Mutex<Option<Arc<Sample>>>);
+pub struct Latest {
+    sample: Mutex<Option<Arc<Sample>>>,
+    history: Mutex<History>,
+}
 
 impl Latest {
     /// The sample; none before the first.
     pub fn get(&self) -> Option<Arc<Sample>> {
-        self.0.lock().clone()
+        self.sample.lock().clone()
     }
 }
 
@@ -506,6 +568,31 @@ impl Figures {
         }
     }
 
+    /// What holds a consumer back; none if there is no such consumer.
+    pub fn why(&self, consumer: &str) -> Option<Why> {
+        let figures = self
+            .consumers
+            .iter()
+            .find(|figures| figures.name == consumer)?;
+        let topic = |seq| {
+            let journal = self.journal.as_ref().filter(|journal| journal.has(seq))?;
+            let mut any = |topic: &str| Some(Arc::from(topic));
+            match journal.reader(seq).read(&mut any, 1, 1, 0).ok()? {
+                Read::Messages(messages) => {
+                    let message = messages.first().filter(|message| message.seq() == seq)?;
+                    Some(message.topic().to_owned())
+                }
+                _ => None,
+            }
+        };
+        Some(figures.why(topic))
+    }
+
+    /// The last ten minutes.
+    pub fn history(&self) -> History {
+        self.latest.history.lock().clone()
+    }
+
     /// The latest sample, a second old at most.
     pub fn latest(&self) -> Arc<Sample> {
         self.latest.get().unwrap_or_else(|| self.sample())
@@ -553,7 +640,8 @@ impl Figures {
             measured: self.measured.snapshot(),
             measured_refused: self.measured.refused(),
         });
-        *self.latest.0.lock() = Some(sample.clone());
+        self.latest.history.lock().add(&sample);
+        *self.latest.sample.lock() = Some(sample.clone());
         sample
     }
 }
