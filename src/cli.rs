@@ -16,6 +16,7 @@ mod kinds;
 mod publish;
 mod steer;
 mod tail;
+mod why;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -72,6 +73,7 @@ enum Command {
     Tail(tail::Tail),
     Check(check::Check),
     Forecast(forecast::Forecast),
+    Why(why::Why),
     Pause(steer::Pause),
     Resume(steer::Resume),
     Skip(steer::Skip),
@@ -176,6 +178,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Tail(tail) => tail.run(&registry),
         Command::Check(check) => return check.run(&registry),
         Command::Forecast(forecast) => forecast.run(&registry),
+        Command::Why(why) => why.run(&registry),
         Command::Dead(dead) => dead.run(&registry),
         Command::Journal(journal) => journal.run(&registry),
         Command::Pause(pause) => pause.run(&registry),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /status` | [`Status`] as JSON |
 //! | `GET /v1/figures` | [`Dump`] as JSON |
+//! | `GET /v1/consumers/NAME/why` | [`Why`] as JSON |
 //! | `GET /metrics` | the same for [`prometheus`]; 503 when there is only an old sample |
 //! | `GET /healthz` | 200 or 503: [`Probes::alive`] |
 //! | `GET /readyz` | 200 or 503: [`Probes::ready`] |
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::serve::IncomingStream;
@@ -31,6 +32,7 @@ use crate::monitor::sample::Dump;
 use crate::monitor::{Figures, Status, prometheus};
 use crate::probes::{Condition, Probes};
 use crate::steering::{Action, Outcome, Steering};
+use crate::why::Why;
 
 /// A filter with very many numbers of letters is some kilobytes.
 const BODY_MAX: usize = 1 << 20;
@@ -100,6 +102,7 @@ impl Control {
             let open = Router::new()
                 .route("/status", get(status))
                 .route("/v1/figures", get(dump))
+                .route("/v1/consumers/{name}/why", get(why))
                 .with_state(figures)
                 .merge(probing);
             if let Some(http) = self.http {
@@ -170,6 +173,22 @@ impl Connected<IncomingStream<'_, tokio::net::UnixListener>> for Peer {
 
 async fn status(State(figures): State<Arc<Figures>>) -> Json<Status> {
     Json(figures.status())
+}
+
+async fn why(
+    State(figures): State<Arc<Figures>>,
+    UrlPath(name): UrlPath<String>,
+) -> Result<Json<Why>, (StatusCode, String)> {
+    // It reads the journal.
+    let found = tokio::task::spawn_blocking(move || figures.why(&name).ok_or(name)).await;
+    match found {
+        Ok(Ok(why)) => Ok(Json(why)),
+        Ok(Err(name)) => Err((
+            StatusCode::NOT_FOUND,
+            format!("there is no consumer {name:?}"),
+        )),
+        Err(error) => Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
 }
 
 async fn dump(State(figures): State<Arc<Figures>>) -> Json<Dump> {
