@@ -4,6 +4,7 @@
 //! is wrong, and nothing was started; 128 + n a second signal n ended the hub at once.
 
 mod ask;
+mod collectd;
 mod config;
 mod dead;
 mod demo;
@@ -76,6 +77,7 @@ enum Command {
     #[command(subcommand)]
     Config(config::Command),
     Kinds(kinds::Kinds),
+    Collectd(collectd::Collectd),
 }
 
 /// Where a configuration comes from.
@@ -170,6 +172,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Replay(replay) => replay.run(&registry),
         Command::Config(config) => config.run(&registry),
         Command::Kinds(kinds) => kinds.run(&registry),
+        Command::Collectd(collectd) => collectd.run(&registry),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,10 +1,12 @@
 //! The HTTP interface: what the hub says of itself, and what it can be told.
 //!
-//! `GET /status` answers with [`Status`] as JSON and `GET /v1/figures` with [`Dump`], on the
-//! loopback address of the configuration: nothing there protects what it shows. `POST /v1/actions` takes an [`Action`] and answers with an
-//! [`Outcome`]; it is served only on a Unix socket in the data directory, which belongs to the
-//! hub's user (mode 0600), so that whoever may open it may act.
+//! `GET /status` answers with [`Status`] as JSON, `GET /v1/figures` with [`Dump`] and
+//! `GET /v1/times` with the [`LatestTimes`] of each consumer, on the loopback address of the
+//! configuration: nothing there protects what it shows. `POST /v1/actions` takes an [`Action`] and
+//! answers with an [`Outcome`]; it is served only on a Unix socket in the data directory, which
+//! belongs to the hub's user (mode 0600), so that whoever may open it may act.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -20,6 +22,7 @@ use axum::{Json, Router, routing::get, routing::post};
 
 use crate::monitor::sample::Dump;
 use crate::monitor::{Figures, Status};
+use crate::stats::LatestTimes;
 use crate::steering::{Action, Outcome, Steering};
 
 /// A filter with very many numbers of letters is some kilobytes.
@@ -84,6 +87,7 @@ impl Control {
             let open = Router::new()
                 .route("/status", get(status))
                 .route("/v1/figures", get(dump))
+                .route("/v1/times", get(times))
                 .with_state(figures);
             if let Some(http) = self.http {
                 let listener = tokio::net::TcpListener::from_std(http).map_err(failed)?;
@@ -157,6 +161,10 @@ async fn status(State(figures): State<Arc<Figures>>) -> Json<Status> {
 
 async fn dump(State(figures): State<Arc<Figures>>) -> Json<Dump> {
     Json(figures.latest().dump())
+}
+
+async fn times(State(figures): State<Arc<Figures>>) -> Json<BTreeMap<String, LatestTimes>> {
+    Json(figures.times())
 }
 
 async fn act(
