@@ -806,7 +806,7 @@ pub struct Figure {
     pub value: FigureValue,
 }
 
-/// The value of a [`Figure`]. Counts come first: what has no `value` would be read as a number, too.
+/// The value of a [`Figure`]. Counts stand first, because as a number they can be read, too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum FigureValue {

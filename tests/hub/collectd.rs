@@ -60,12 +60,14 @@ impl Teller {
     }
 }
 
-/// A hub with a consumer that stands still after its first message, on a port that stays the same when it is started anew.
+/// A hub with a consumer that stands still after its first message, on a port that stays the same
+/// when it is started anew.
 fn configured(dir: &Path, bus: &Bus) -> (std::path::PathBuf, String) {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let http = port.local_addr().unwrap().to_string();
     let toml = format!(
-        "[hub]\nname = 'fed-ora'\nhttp = '{http}'\nstop_deadline = '1ms'\n[[backend]]\nconnect = ['{}']\n\
+        "[hub]\nname = 'fed-ora'\nhttp = '{http}'\nstop_deadline = '1ms'\n\
+         [[backend]]\nconnect = ['{}']\n\
          [consumers.null]\ntopics = ''\n[consumers.irc]\nkind = 'null'\ntopics = ''\n\
          rate = '1/h'\nqueue.messages = 5\n",
         bus.endpoint

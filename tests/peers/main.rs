@@ -2,4 +2,5 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // a test's name says what it is about
 
+mod collectd;
 mod statsd;

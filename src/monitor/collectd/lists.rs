@@ -6,8 +6,8 @@
 //!
 //! 1. Every type is one of collectd's own `types.db`: it drops other types without a word.
 //! 2. No part of an identifier is longer than 63 bytes, which is all that collectd takes, and all
-//!    are letters, digits, `_`, `-` and `.`, which stand in a path and in a graph definition as they
-//!    are.
+//!    are letters, digits, `_`, `-` and `.`, which stand in a path and in a graph definition as
+//!    they are.
 //! 3. A gauge that was told once and is not known now is told as `U`. A counter is left out then:
 //!    collectd refuses `U` for it, and what it does not hear of it takes for unknown itself.
 //! 4. What is told of an interval is of that interval: a hub that was started anew begins at 0.
@@ -31,7 +31,7 @@ use crate::stats::{LatestTimes, Reason, State};
 
 /// What a part of an identifier may have: older versions have room for 64 with the NUL.
 pub const PART_MAX: usize = 63;
-/// A hub's start is known by two clocks that are read one after the other, and may be set meanwhile.
+/// A hub's start is told by two clocks, which are read one after the other and may be set between.
 const START_SLACK: f64 = 0.5;
 
 /// How identifiers are made.
@@ -239,10 +239,9 @@ impl Lists {
         };
         let others = labels.iter();
         let others = others.filter(|(key, _)| !matches!(*key, "hub" | "consumer") && *key != group);
+        let values: Vec<String> = others.map(|(_, value)| part(value)).collect();
         let named = |last: Option<&str>| {
-            let words = [rest]
-                .into_iter()
-                .chain(others.clone().map(|(_, value)| *value));
+            let words = [rest].into_iter().chain(values.iter().map(String::as_str));
             let words: Vec<&str> = words.chain(last).filter(|word| !word.is_empty()).collect();
             match words.is_empty() {
                 true => format!("{place}/{sort}"),
@@ -362,7 +361,7 @@ impl Lists {
     }
 }
 
-/// The type for a figure of the hub's, what is left of its name, and by what its value is multiplied.
+/// The type of a figure of the hub's, what is left of its name, and the factor for its value.
 fn sort(sort: Sort, name: &str) -> (&'static str, &str, f64) {
     let ends = |end: &str| name.strip_suffix(end);
     match sort {
@@ -379,9 +378,12 @@ fn sort(sort: Sort, name: &str) -> (&'static str, &str, f64) {
             ];
             for (unit, sort) in units {
                 if let Some(rest) = ends(unit) {
-                    // The queue's length is what the type means: it has no instance.
-                    let depth = sort == "queue_length" && rest == "queue";
-                    return (sort, if depth { "" } else { rest }, 1.0);
+                    // The queue's own length has no instance.
+                    let queue = rest
+                        .strip_prefix("queue")
+                        .filter(|_| sort == "queue_length");
+                    let rest = queue.map_or(rest, |rest| rest.trim_start_matches('_'));
+                    return (sort, rest, 1.0);
                 }
             }
             ("gauge", name, 1.0)
@@ -562,7 +564,7 @@ mod tests {
             "weir_fedora-irc/gauge-busy_ratio 0.1",
             "weir_fedora-irc/gauge-health 1",
             "weir_fedora-irc/derive-dropped_overflow 7",
-            "weir_fedora-irc/derive-own_posts__weir_29f5531b 2",
+            "weir_fedora-irc/derive-own_posts__weir_19392697 2",
             "weir_fedora-irc/gauge-own_drift_seconds -3",
         ];
         assert_eq!(lines(&mut lists, 0.0, figures), expected);
