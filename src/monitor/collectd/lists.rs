@@ -16,8 +16,8 @@
 //! `HOST/weir_HUB-CONSUMER/derive-dropped_REASON`; `docs/collectd.md` has a table. In the layout
 //! `fedmsg` there are only the identifiers that collectd's plugin for fedmsg used.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::Write;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -65,14 +65,16 @@ pub struct Lists {
     layout: Layout,
     service: Option<String>,
     interval: f64,
+    /// What stands between every identifier and its value.
+    middle: String,
     /// Since when it looks: a hub that was started later was seen from its beginning.
     began: f64,
     /// When the hub that it saw last was started.
     started: Option<f64>,
     whole: bool,
-    /// The gauges that collectd has heard of.
-    known: BTreeSet<String>,
-    told: BTreeSet<String>,
+    /// The gauges that collectd has heard of, and in which round last.
+    known: HashMap<String, u64>,
+    round: u64,
     before: Before,
     out: String,
 }
@@ -103,11 +105,12 @@ impl Lists {
             layout,
             service: None,
             interval: interval.as_secs_f64(),
+            middle: String::new(),
             began,
             started: None,
             whole: false,
-            known: BTreeSet::new(),
-            told: BTreeSet::new(),
+            known: HashMap::new(),
+            round: 0,
             before: Before::default(),
             out: String::new(),
         }
@@ -128,6 +131,7 @@ impl Lists {
             self.whole = reading.started + START_SLACK >= self.began;
         }
         self.started = Some(reading.started);
+        self.begin(reading.at);
         match self.layout {
             Layout::Weir => (reading.figures)(&mut |family, labels, value| {
                 self.weir(reading, family, labels, value);
@@ -135,41 +139,41 @@ impl Lists {
             Layout::Fedmsg => self.fedmsg(reading),
         }
         self.whole = true; // whoever appears from now on began at 0
+        self.tell_unknown();
         if restarted {
             // Those it does not have any more belong to an older configuration.
-            self.tell_unknown(reading.at);
-            self.known = std::mem::take(&mut self.told);
-            return std::mem::take(&mut self.out);
+            self.known.retain(|_, round| *round == self.round);
         }
-        self.unknown(reading.at)
+        std::mem::take(&mut self.out)
     }
 
     /// The lines for a time when the hub is away: nothing before it was seen.
     pub fn unknown(&mut self, at: f64) -> String {
-        self.tell_unknown(at);
-        self.known.append(&mut self.told);
+        self.begin(at);
+        self.tell_unknown();
         std::mem::take(&mut self.out)
     }
 
-    fn tell_unknown(&mut self, at: f64) {
-        for identifier in self.known.difference(&self.told) {
-            line(
-                &mut self.out,
-                &self.host,
-                identifier,
-                self.interval,
-                at,
-                &"U",
-            );
+    fn begin(&mut self, at: f64) {
+        self.round += 1;
+        self.middle = format!(" interval={} {at:.3}:", self.interval);
+    }
+
+    fn tell_unknown(&mut self) {
+        let known = self.known.iter();
+        let missing = known.filter(|(_, round)| **round != self.round);
+        let mut missing: Vec<_> = missing.map(|(identifier, _)| identifier).collect();
+        missing.sort_unstable();
+        for identifier in missing {
+            line(&mut self.out, &self.host, identifier, &self.middle, &"U");
         }
     }
 
-    fn gauge(&mut self, at: f64, identifier: String, value: f64) {
+    fn gauge(&mut self, identifier: String, value: f64) {
         // What is no number, or infinite, is unknown to collectd.
         if value.is_finite() {
-            let out = &mut self.out;
-            line(out, &self.host, &identifier, self.interval, at, &value);
-            self.told.insert(identifier);
+            line(&mut self.out, &self.host, &identifier, &self.middle, &value);
+            self.known.insert(identifier, self.round);
         }
     }
 
@@ -187,7 +191,6 @@ impl Lists {
         labels: &[(&str, &str)],
         value: Value<'_>,
     ) {
-        let at = reading.at;
         let label = |wanted: &str| {
             let mut found = labels.iter().filter(|(key, _)| *key == wanted);
             found.next().map(|(_, value)| *value)
@@ -221,7 +224,7 @@ impl Lists {
                 _ => State::ALL.iter().position(|state| state.as_str() == word),
             };
             if let (Some(number), true) = (number, here == 1.0) {
-                self.gauge(at, format!("{place}/gauge-{rest}"), number as f64);
+                self.gauge(format!("{place}/gauge-{rest}"), number as f64);
             }
             return;
         }
@@ -251,16 +254,9 @@ impl Lists {
         match (family.sort, value) {
             (Sort::Counter, Value::Number(now)) => {
                 let now = (now * factor) as u64; // a counter of collectd's is whole
-                line(
-                    &mut self.out,
-                    &self.host,
-                    &named(None),
-                    self.interval,
-                    at,
-                    &now,
-                );
+                line(&mut self.out, &self.host, &named(None), &self.middle, &now);
             }
-            (_, Value::Number(now)) => self.gauge(at, named(None), now),
+            (_, Value::Number(now)) => self.gauge(named(None), now),
             (_, Value::Counts(now)) => {
                 let before = self.before.counts.insert(named(None), now.clone());
                 let new = match before {
@@ -270,7 +266,7 @@ impl Lists {
                 };
                 for (name, part) in QUANTILES {
                     if let Some(value) = new.quantile(part) {
-                        self.gauge(at, named(Some(name)), value);
+                        self.gauge(named(Some(name)), value);
                     }
                 }
             }
@@ -313,7 +309,6 @@ impl Lists {
                 _ => {}
             }
         });
-        let at = reading.at;
         // A plugin's name ends at the first `-`: it can't begin with it.
         let service = part(self.service.as_deref().unwrap_or(reading.hub));
         let service = match service.starts_with('-') {
@@ -325,7 +320,7 @@ impl Lists {
         };
         for (name, now) in consumers {
             let backlog = (now.depth - now.in_flight).max(0.0);
-            self.gauge(at, named("queue_length", &name, "backlog"), backlog);
+            self.gauge(named("queue_length", &name, "backlog"), backlog);
             for (what, now) in [
                 ("exceptions", now.failed),
                 ("in", now.received),
@@ -333,7 +328,7 @@ impl Lists {
             ] {
                 let identifier = named("gauge", &name, what);
                 if let Some(new) = self.growth(identifier.clone(), now) {
-                    self.gauge(at, identifier, new);
+                    self.gauge(identifier, new);
                 }
             }
             let Some(latest) = (reading.times)(&name) else {
@@ -352,11 +347,11 @@ impl Lists {
             let least = milliseconds.clone().fold(f64::INFINITY, f64::min);
             let most = milliseconds.fold(0.0, f64::max);
             for (what, value) in [("min", least), ("max", most), ("avg", average)] {
-                self.gauge(at, named("response_time", &name, what), value);
+                self.gauge(named("response_time", &name, what), value);
             }
         }
         for (name, failed) in producers {
-            self.gauge(at, named("gauge", &name, "exceptions"), failed);
+            self.gauge(named("gauge", &name, "exceptions"), failed);
         }
     }
 }
@@ -407,19 +402,9 @@ fn part(text: &str) -> String {
         .collect()
 }
 
-fn line(
-    out: &mut String,
-    host: &str,
-    identifier: &str,
-    interval: f64,
-    at: f64,
-    value: &dyn std::fmt::Display,
-) {
+fn line(out: &mut String, host: &str, identifier: &str, middle: &str, value: &dyn Display) {
     // Writing to a string can't fail.
-    let _ = writeln!(
-        out,
-        "PUTVAL {host}/{identifier} interval={interval} {at:.3}:{value}"
-    );
+    let _ = writeln!(out, "PUTVAL {host}/{identifier}{middle}{value}");
 }
 
 #[cfg(test)]
