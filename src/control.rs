@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /status` | [`Status`] as JSON |
 //! | `GET /v1/figures` | [`Dump`] as JSON |
+//! | `GET /v1/times` | the [`LatestTimes`] of each consumer as JSON |
 //! | `GET /metrics` | the same for [`prometheus`]; 503 when there is only an old sample |
 //! | `GET /healthz` | 200 or 503: [`Probes::alive`] |
 //! | `GET /readyz` | 200 or 503: [`Probes::ready`] |
@@ -13,6 +14,7 @@
 //! what it shows. All are served on a Unix socket in the data directory, which belongs to the hub's
 //! user (mode 0600), so that whoever may open it may act.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -30,6 +32,7 @@ use axum::{Json, Router, routing::get, routing::post};
 use crate::monitor::sample::Dump;
 use crate::monitor::{Figures, Status, prometheus};
 use crate::probes::{Condition, Probes};
+use crate::stats::LatestTimes;
 use crate::steering::{Action, Outcome, Steering};
 
 /// A filter with very many numbers of letters is some kilobytes.
@@ -100,6 +103,7 @@ impl Control {
             let open = Router::new()
                 .route("/status", get(status))
                 .route("/v1/figures", get(dump))
+                .route("/v1/times", get(times))
                 .with_state(figures)
                 .merge(probing);
             if let Some(http) = self.http {
@@ -174,6 +178,10 @@ async fn status(State(figures): State<Arc<Figures>>) -> Json<Status> {
 
 async fn dump(State(figures): State<Arc<Figures>>) -> Json<Dump> {
     Json(figures.latest().dump())
+}
+
+async fn times(State(figures): State<Arc<Figures>>) -> Json<BTreeMap<String, LatestTimes>> {
+    Json(figures.times())
 }
 
 async fn metrics(State(probes): State<Arc<Probes>>, headers: HeaderMap) -> Response {

@@ -27,7 +27,9 @@ use crate::lifecycle::Flag;
 use crate::measured::Measured;
 use crate::producer::{ProducerSnapshot, ProducerStats};
 use crate::publisher::{PublishSnapshot, PublishStats};
-use crate::stats::{Dropped, Reason, SourceSnapshot, SourceStats, State, Stats, now_ns};
+use crate::stats::{
+    Dropped, LatestTimes, Reason, SourceSnapshot, SourceStats, State, Stats, now_ns,
+};
 use sample::{ConsumerSample, ProducerSample, Sample, SourceLag, SourceSample};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -388,6 +390,14 @@ impl Figures {
     /// The latest sample, a second old at most.
     pub fn latest(&self) -> Arc<Sample> {
         self.latest.get().unwrap_or_else(|| self.sample())
+    }
+
+    /// The latest times per message of every consumer, by its name.
+    pub fn times(&self) -> BTreeMap<String, LatestTimes> {
+        let consumers = self.consumers.iter();
+        consumers
+            .map(|consumer| (consumer.name.clone(), consumer.stats.times()))
+            .collect()
     }
 
     /// Takes a sample of everything.
