@@ -5,10 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use crossbeam_channel::{bounded, select};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::ask::{Address, HubArgs, Unanswered};
 use super::{Failure, duration, hub::signals, say};
@@ -125,6 +128,23 @@ fn now() -> f64 {
     now.unwrap_or_default().as_secs_f64()
 }
 
+/// Waits until then, or until nobody reads this any more: there may be nothing to write by which
+/// that would be noticed, and collectd complains of a line that says nothing.
+fn closed(out: &impl AsFd, until: Instant) -> std::io::Result<bool> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(std::io::Error::other)?;
+        // Errors are told without being asked for.
+        let mut outs = [PollFd::new(out, PollFlags::empty())];
+        match poll(&mut outs, Some(&left)) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 struct Teller {
     hub: Address,
     lists: Lists,
@@ -150,11 +170,7 @@ impl Teller {
                     if !std::mem::replace(&mut self.away, true) {
                         say(&format!("weir collectd: {why}\n"));
                     }
-                    match self.lists.unknown(now()) {
-                        // collectd skips it; without it nobody would notice that collectd has gone.
-                        lines if lines.is_empty() => "# the hub has not answered yet\n".into(),
-                        lines => lines,
-                    }
+                    self.lists.unknown(now())
                 }
             };
             // A line at a time, so that collectd never reads half a one.
@@ -163,7 +179,9 @@ impl Teller {
                 out.flush()?;
             }
             due = (due + self.interval).max(Instant::now());
-            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            if closed(&out, due)? {
+                return Ok(());
+            }
         }
     }
 

@@ -199,12 +199,18 @@ fn send(given: &Receiver<String>, socket: &Path) {
     let (mut trouble, mut refused) = (false, HashSet::new());
     let shown = socket.display();
     for lines in given {
+        // All of an interval are one line of the log: a collectd that starts refuses everything.
+        let (mut first, mut count) = (None, 0);
         let told = tell(&lines, socket, &mut |line, answer| {
             let identifier = line.split(' ').nth(1).unwrap_or(line);
             if refused.len() < REFUSED_MAX && refused.insert(identifier.to_owned()) {
-                warn!(socket = %shown, identifier, answer, "collectd refuses a value");
+                count += 1;
+                first.get_or_insert((identifier.to_owned(), answer.to_owned()));
             }
         });
+        if let Some((identifier, answer)) = first {
+            warn!(socket = %shown, count, identifier, answer, "collectd refuses values, such as");
+        }
         match told {
             Ok(()) if trouble => {
                 trouble = false;
