@@ -744,10 +744,15 @@ pub fn show(settings: &Settings, registry: &Registry) -> String {
     }
     for name in ["publish", "statsd", "collectd", "moksha"] {
         if let Some(given) = settings.get(name) {
-            let given = if name == "publish" {
-                with_lists(given)
-            } else {
-                given.clone()
+            let given = match (name, given.as_str()) {
+                ("publish", _) => with_lists(given),
+                // `collectd = "unixsock:PATH"` stands for a section.
+                (_, Some(socket)) => {
+                    let mut section = Settings::empty(given.origin().clone());
+                    let _ = section.set("socket", &format!("{socket:?}"), given.origin().clone());
+                    section
+                }
+                _ => given.clone(),
             };
             write(format!("[{name}]"), &given, &section(name));
         }
@@ -1020,6 +1025,24 @@ mod tests {
         assert!(shown.contains("# weir.toml:"), "{shown}");
         assert!(shown.contains("on_error = \"memory\""), "{shown}");
         assert!(shown.contains("url = \"sqlite:x.db\""), "{shown}");
+    }
+
+    #[test]
+    fn collectd_may_be_a_socket_and_nothing_more() {
+        let socket = |text: &str| {
+            let config = read(text).map_err(|mistakes| mistakes.to_string()).unwrap();
+            config.collectd.unwrap().socket
+        };
+        let short = format!("collectd = 'unixsock:/a/b'\n{GOOD}");
+        assert_eq!(socket(&short), Path::new("/a/b"));
+        assert_eq!(
+            socket(&format!("{GOOD}[collectd]\nsocket = '/a/b'\n")),
+            Path::new("/a/b")
+        );
+        assert!(mistakes(&format!("collectd = 'a/b'\n{GOOD}"))[0].contains("whole path"));
+        let settings = Settings::from_toml(&short, "weir.toml").unwrap();
+        let shown = show(&settings, &Registry::builtin());
+        assert_eq!(socket(&shown), Path::new("/a/b"), "{shown}");
     }
 
     #[test]

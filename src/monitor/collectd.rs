@@ -63,10 +63,14 @@ impl Default for Settings {
     }
 }
 
+fn plain(socket: &str) -> &str {
+    socket.strip_prefix("unixsock:").unwrap_or(socket)
+}
+
 /// A path, also as collectd's own programs write it: `unixsock:PATH`.
 fn socket<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
     let text = String::deserialize(from)?;
-    Ok(text.strip_prefix("unixsock:").unwrap_or(&text).into())
+    Ok(plain(&text).into())
 }
 
 impl Settings {
@@ -75,7 +79,14 @@ impl Settings {
     /// # Errors
     /// Every mistake in it.
     pub fn from_settings(section: &settings::Settings) -> Result<Self, Vec<Mistake>> {
-        let settings: Settings = section.parse()?;
+        // `collectd = "unixsock:PATH"` is all that most have to say.
+        let settings = match section.as_str() {
+            Some(socket) => Settings {
+                socket: plain(socket).into(),
+                ..Settings::default()
+            },
+            None => section.parse()?,
+        };
         let mut mistakes = Vec::new();
         let length = settings.socket.as_os_str().len();
         if !settings.socket.is_absolute() || length >= PATH_MAX {

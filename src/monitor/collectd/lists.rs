@@ -547,7 +547,7 @@ mod tests {
             "weir_fedora-irc/duration-lag 0.5",
             "weir_fedora-irc/timestamp-last_success 999",
             "weir_fedora-irc/gauge-busy_ratio 0.1",
-            "weir_fedora-irc/gauge-health 1",
+            "weir_fedora-irc/gauge-health 2",
             "weir_fedora-irc/derive-dropped_overflow 7",
             "weir_fedora-irc/derive-own_posts__weir_19392697 2",
             "weir_fedora-irc/gauge-own_drift_seconds -3",
