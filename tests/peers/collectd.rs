@@ -16,7 +16,7 @@ use weir_consumer::{Context, Kind, Message, from_fn};
 
 /// Waits until something is there, for what can only be polled.
 #[track_caller]
-fn wait<T>(what: &str, mut get: impl FnMut() -> Option<T>) -> T {
+pub fn wait<T>(what: &str, mut get: impl FnMut() -> Option<T>) -> T {
     let begin = Instant::now();
     loop {
         if let Some(found) = get() {
@@ -31,7 +31,7 @@ fn wait<T>(what: &str, mut get: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A collectd in the foreground, ended when it is dropped.
-struct Collectd {
+pub struct Collectd {
     child: Child,
     dir: TempDir,
 }
@@ -45,13 +45,13 @@ impl Drop for Collectd {
 impl Collectd {
     /// A directory that others may enter, because the plugin exec runs as nobody, and whose name
     /// does not begin with a `.`, which the plugin rrdtool does not like.
-    fn dir() -> TempDir {
+    pub fn dir() -> TempDir {
         let dir = tempfile::Builder::new().prefix("weir-").tempdir().unwrap();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         dir
     }
 
-    fn start(dir: TempDir, more: &str) -> Self {
+    pub fn start(dir: TempDir, more: &str) -> Self {
         let at = |name: &str| dir.path().join(name).display().to_string();
         let config = format!(
             "Hostname \"host.example.org\"\nFQDNLookup false\nInterval 1\nBaseDir \"{}\"\n\
@@ -99,7 +99,7 @@ impl Collectd {
         self.ready();
     }
 
-    fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.dir.path().join("s")
     }
 
@@ -121,7 +121,7 @@ impl Collectd {
     }
 
     /// A value of this host: NaN if it is unknown, none if it was never heard of.
-    fn value(&self, identifier: &str) -> Option<f64> {
+    pub fn value(&self, identifier: &str) -> Option<f64> {
         let lines = self.ask(&format!("GETVAL \"host.example.org/{identifier}\""))?;
         lines.first()?.split_once('=')?.1.parse().ok()
     }

@@ -4,6 +4,7 @@
 
 mod collectd;
 mod dashboards;
+mod figures;
 mod moksha;
 mod prometheus;
 mod statsd;
