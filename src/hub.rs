@@ -772,13 +772,15 @@ impl<'c> Workers<'c> {
 
     fn figures(&self) -> ConsumerFigures {
         let settings = &self.config.settings;
-        ConsumerFigures::new(
+        let mut figures = ConsumerFigures::new(
             &self.config.name,
             self.config.kind.name(),
             settings.prefixes(),
             settings.queue.messages,
             self.queue.stats().clone(),
-        )
+        );
+        figures.rate_limit = settings.rate.map(|rate| rate.per_second);
+        figures
     }
 
     fn spawn(self, threads: &mut Threads, stop: &Stop) -> Result<(), String> {

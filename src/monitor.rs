@@ -92,6 +92,8 @@ pub struct ConsumerFigures {
     pub workers: usize,
     /// The bound of its queue.
     pub capacity: usize,
+    /// Messages a second that its `rate` allows, if it has one.
+    pub rate_limit: Option<f64>,
     /// Its counters.
     pub stats: Arc<Stats>,
     forecaster: Mutex<Forecaster>,
@@ -162,6 +164,7 @@ impl ConsumerFigures {
             topics,
             workers,
             capacity,
+            rate_limit: None,
             stats,
             forecaster: Mutex::new(Forecaster::new(workers)),
         }
@@ -169,7 +172,14 @@ impl ConsumerFigures {
 
     /// What follows from the samples so far.
     pub fn forecast(&self) -> Forecast {
-        self.forecaster.lock().forecast()
+        self.limited(self.forecaster.lock().forecast())
+    }
+
+    /// What it can do it may not do, if there is a limit that it has not come to yet.
+    fn limited(&self, mut forecast: Forecast) -> Forecast {
+        let limit = self.rate_limit.unwrap_or(f64::INFINITY);
+        forecast.service = forecast.service.map(|service| service.min(limit));
+        forecast
     }
 
     fn sample(
@@ -181,7 +191,7 @@ impl ConsumerFigures {
         let forecast = {
             let mut forecaster = self.forecaster.lock();
             forecaster.push(&shot);
-            forecaster.forecast()
+            self.limited(forecaster.forecast())
         };
         let busy = before.and_then(|before| {
             let worked = shot.processing_ns.saturating_sub(before.shot.processing_ns) as f64;
