@@ -4,7 +4,7 @@
 //! mistake in all of them before it says no. What it promises is a [`Config`] with which a hub can
 //! start: kinds exist, settings are complete, builders have agreed to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -442,16 +442,24 @@ struct Check {
 impl Check {
     fn under<T>(&mut self, path: &str, read: Result<T, Vec<Mistake>>) -> Option<T> {
         read.map_err(|mistakes| {
-            self.mistakes
-                .extend(mistakes.into_iter().map(|mistake| mistake.under(path)));
+            // What is wrong in itself counts as left out in what is checked afterwards.
+            let mut told = BTreeSet::new();
+            for mistake in mistakes {
+                let mistake = mistake.under(path);
+                if told.insert(mistake.path.clone()) {
+                    self.mistakes.push(mistake);
+                }
+            }
         })
         .ok()
     }
 }
 
 fn hub(section: &Settings) -> Result<Hub, Vec<Mistake>> {
-    let hub: Hub = section.parse()?;
-    let mut mistakes = Vec::new();
+    let (hub, mut mistakes) = section.parse_most::<Hub>();
+    let Some(hub) = hub else {
+        return Err(mistakes);
+    };
     if let Err(why) = check_name(&hub.name) {
         mistakes.push(section.mistake_at("name", why));
     }
@@ -517,7 +525,8 @@ fn instance<T: serde::de::DeserializeOwned>(
         mistakes.push(section.mistake(why));
     }
     let (hub, own) = section.clone().split(&HUB_KEYS);
-    let settings = hub.parse().map_err(|found| mistakes.extend(found)).ok();
+    let (settings, found) = hub.parse_most();
+    mistakes.extend(found);
     let asked = section.get("kind").map_or(Some(name), Settings::as_str);
     let kind = asked.and_then(|asked| {
         let kind = registry.get(asked);
@@ -942,6 +951,7 @@ mod tests {
         let expected = [
             "weir.toml:2:8: hub.name: \"a b\" can't be a name",
             "weir.toml:3:8: hub.http: expected a loopback address",
+            "weir.toml:5:12: backend.0.connect.0: `127.0.0.1:1` is no endpoint",
             "weir.toml:6:1: backend.0.recieve_hwm: unknown key; did you mean `receive_hwm`?",
             "weir.toml:8:10: consumers.log.topics: an empty list is nothing at all",
             "weir.toml:9:1: consumers.log.worker: unknown key; did you mean `workers`?",
@@ -956,6 +966,37 @@ mod tests {
         for (found, expected) in found.iter().zip(expected) {
             assert!(found.starts_with(expected), "{found}\n{expected}");
         }
+    }
+
+    #[test]
+    fn mistakes_of_type_and_of_range_come_together_and_once() {
+        let text = format!(
+            "[hub]\nname = 1\nhttp = '0.0.0.0:80'\n\
+             [statsd]\ninterval = 'soon'\nprefix = 'a b'\n\
+             [collectd]\nlayout = 'other'\nsocket = 'a'\n\
+             [moksha]\nmode = 7\nsocket = 'udp://x'\n\
+             [consumers.x]\nkind = 'null'\ntopics = 3\nworkers = 0\n{GOOD}"
+        );
+        let found = mistakes(&text);
+        let paths = [
+            "hub.name",
+            "hub.http",
+            "statsd.interval",
+            "statsd.prefix",
+            "collectd.layout",
+            "collectd.socket",
+            "moksha.mode",
+            "moksha.socket",
+            "consumers.x.topics",
+            "consumers.x.workers",
+        ];
+        for path in paths {
+            let told = found
+                .iter()
+                .filter(|text| text.contains(&format!(" {path}: ")));
+            assert_eq!(told.count(), 1, "{path}: {found:#?}");
+        }
+        assert_eq!(found.len(), paths.len(), "{found:#?}");
     }
 
     #[test]

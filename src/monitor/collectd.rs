@@ -80,14 +80,20 @@ impl Settings {
     /// Every mistake in it.
     pub fn from_settings(section: &settings::Settings) -> Result<Self, Vec<Mistake>> {
         // `collectd = "unixsock:PATH"` is all that most have to say.
+        let mut mistakes = Vec::new();
         let settings = match section.as_str() {
             Some(socket) => Settings {
                 socket: plain(socket).into(),
                 ..Settings::default()
             },
-            None => section.parse()?,
+            None => match section.parse_most() {
+                (Some(settings), found) => {
+                    mistakes = found;
+                    settings
+                }
+                (None, found) => return Err(found),
+            },
         };
-        let mut mistakes = Vec::new();
         let length = settings.socket.as_os_str().len();
         if !settings.socket.is_absolute() || length >= PATH_MAX {
             let text = "expected the whole path of a socket, of 107 bytes at most: the SocketFile \

@@ -120,7 +120,9 @@ fn behind_only_what_is_wanted_is_read() {
         send(&feed, if n % 10 == 0 { "a.x" } else { "b.x" }, n..n + 1);
     }
     eventually("all there", || consumer(&hub, "null").consumed == 1000);
-    eventually("also there", || consumer(&hub, "slow").queue_messages == 100);
+    eventually("also there", || {
+        consumer(&hub, "slow").queue_messages == 100
+    });
     slow.permit(100);
     let seen: Vec<u64> = slow.take(100).into_iter().map(|(n, _)| n).collect();
     assert_eq!(seen, (0..1000).step_by(10).collect::<Vec<_>>());
