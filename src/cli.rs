@@ -6,6 +6,7 @@
 
 mod ask;
 mod check;
+mod collectd;
 mod config;
 mod dead;
 mod demo;
@@ -85,6 +86,7 @@ enum Command {
     #[command(subcommand)]
     Config(config::Command),
     Kinds(kinds::Kinds),
+    Collectd(collectd::Collectd),
 }
 
 /// Where a configuration comes from.
@@ -187,6 +189,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Replay(replay) => replay.run(&registry),
         Command::Config(config) => config.run(&registry),
         Command::Kinds(kinds) => kinds.run(&registry),
+        Command::Collectd(collectd) => collectd.run(&registry),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

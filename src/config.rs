@@ -4,7 +4,7 @@
 //! mistake in all of them before it says no. What it promises is a [`Config`] with which a hub can
 //! start: kinds exist, settings are complete, builders have agreed to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -442,16 +442,24 @@ struct Check {
 impl Check {
     fn under<T>(&mut self, path: &str, read: Result<T, Vec<Mistake>>) -> Option<T> {
         read.map_err(|mistakes| {
-            self.mistakes
-                .extend(mistakes.into_iter().map(|mistake| mistake.under(path)));
+            // What is wrong in itself counts as left out in what is checked afterwards.
+            let mut told = BTreeSet::new();
+            for mistake in mistakes {
+                let mistake = mistake.under(path);
+                if told.insert(mistake.path.clone()) {
+                    self.mistakes.push(mistake);
+                }
+            }
         })
         .ok()
     }
 }
 
 fn hub(section: &Settings) -> Result<Hub, Vec<Mistake>> {
-    let hub: Hub = section.parse()?;
-    let mut mistakes = Vec::new();
+    let (hub, mut mistakes) = section.parse_most::<Hub>();
+    let Some(hub) = hub else {
+        return Err(mistakes);
+    };
     if let Err(why) = check_name(&hub.name) {
         mistakes.push(section.mistake_at("name", why));
     }
@@ -517,7 +525,8 @@ fn instance<T: serde::de::DeserializeOwned>(
         mistakes.push(section.mistake(why));
     }
     let (hub, own) = section.clone().split(&HUB_KEYS);
-    let settings = hub.parse().map_err(|found| mistakes.extend(found)).ok();
+    let (settings, found) = hub.parse_most();
+    mistakes.extend(found);
     let asked = section.get("kind").map_or(Some(name), Settings::as_str);
     let kind = asked.and_then(|asked| {
         let kind = registry.get(asked);
@@ -744,10 +753,15 @@ pub fn show(settings: &Settings, registry: &Registry) -> String {
     }
     for name in ["publish", "statsd", "collectd", "moksha"] {
         if let Some(given) = settings.get(name) {
-            let given = if name == "publish" {
-                with_lists(given)
-            } else {
-                given.clone()
+            let given = match (name, given.as_str()) {
+                ("publish", _) => with_lists(given),
+                // `collectd = "unixsock:PATH"` stands for a section.
+                (_, Some(socket)) => {
+                    let mut section = Settings::empty(given.origin().clone());
+                    let _ = section.set("socket", &format!("{socket:?}"), given.origin().clone());
+                    section
+                }
+                _ => given.clone(),
             };
             write(format!("[{name}]"), &given, &section(name));
         }
@@ -937,6 +951,7 @@ mod tests {
         let expected = [
             "weir.toml:2:8: hub.name: \"a b\" can't be a name",
             "weir.toml:3:8: hub.http: expected a loopback address",
+            "weir.toml:5:12: backend.0.connect.0: `127.0.0.1:1` is no endpoint",
             "weir.toml:6:1: backend.0.recieve_hwm: unknown key; did you mean `receive_hwm`?",
             "weir.toml:8:10: consumers.log.topics: an empty list is nothing at all",
             "weir.toml:9:1: consumers.log.worker: unknown key; did you mean `workers`?",
@@ -951,6 +966,37 @@ mod tests {
         for (found, expected) in found.iter().zip(expected) {
             assert!(found.starts_with(expected), "{found}\n{expected}");
         }
+    }
+
+    #[test]
+    fn mistakes_of_type_and_of_range_come_together_and_once() {
+        let text = format!(
+            "[hub]\nname = 1\nhttp = '0.0.0.0:80'\n\
+             [statsd]\ninterval = 'soon'\nprefix = 'a b'\n\
+             [collectd]\nlayout = 'other'\nsocket = 'a'\n\
+             [moksha]\nmode = 7\nsocket = 'udp://x'\n\
+             [consumers.x]\nkind = 'null'\ntopics = 3\nworkers = 0\n{GOOD}"
+        );
+        let found = mistakes(&text);
+        let paths = [
+            "hub.name",
+            "hub.http",
+            "statsd.interval",
+            "statsd.prefix",
+            "collectd.layout",
+            "collectd.socket",
+            "moksha.mode",
+            "moksha.socket",
+            "consumers.x.topics",
+            "consumers.x.workers",
+        ];
+        for path in paths {
+            let told = found
+                .iter()
+                .filter(|text| text.contains(&format!(" {path}: ")));
+            assert_eq!(told.count(), 1, "{path}: {found:#?}");
+        }
+        assert_eq!(found.len(), paths.len(), "{found:#?}");
     }
 
     #[test]
@@ -1020,6 +1066,24 @@ mod tests {
         assert!(shown.contains("# weir.toml:"), "{shown}");
         assert!(shown.contains("on_error = \"memory\""), "{shown}");
         assert!(shown.contains("url = \"sqlite:x.db\""), "{shown}");
+    }
+
+    #[test]
+    fn collectd_may_be_a_socket_and_nothing_more() {
+        let socket = |text: &str| {
+            let config = read(text).map_err(|mistakes| mistakes.to_string()).unwrap();
+            config.collectd.unwrap().socket
+        };
+        let short = format!("collectd = 'unixsock:/a/b'\n{GOOD}");
+        assert_eq!(socket(&short), Path::new("/a/b"));
+        assert_eq!(
+            socket(&format!("{GOOD}[collectd]\nsocket = '/a/b'\n")),
+            Path::new("/a/b")
+        );
+        assert!(mistakes(&format!("collectd = 'a/b'\n{GOOD}"))[0].contains("whole path"));
+        let settings = Settings::from_toml(&short, "weir.toml").unwrap();
+        let shown = show(&settings, &Registry::builtin());
+        assert_eq!(socket(&shown), Path::new("/a/b"), "{shown}");
     }
 
     #[test]

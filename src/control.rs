@@ -5,6 +5,7 @@
 //! | `GET /status` | [`Status`] as JSON |
 //! | `GET /v1/figures` | [`Dump`] as JSON |
 //! | `GET /v1/consumers/NAME/why` | [`Why`] as JSON |
+//! | `GET /v1/times` | the [`LatestTimes`] of each consumer as JSON |
 //! | `GET /metrics` | the same for [`prometheus`]; 503 when there is only an old sample |
 //! | `GET /healthz` | 200 or 503: [`Probes::alive`] |
 //! | `GET /readyz` | 200 or 503: [`Probes::ready`] |
@@ -14,6 +15,7 @@
 //! what it shows. All are served on a Unix socket in the data directory, which belongs to the hub's
 //! user (mode 0600), so that whoever may open it may act.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -31,6 +33,7 @@ use axum::{Json, Router, routing::get, routing::post};
 use crate::monitor::sample::Dump;
 use crate::monitor::{Figures, Status, prometheus};
 use crate::probes::{Condition, Probes};
+use crate::stats::LatestTimes;
 use crate::steering::{Action, Outcome, Steering};
 use crate::why::Why;
 
@@ -103,6 +106,7 @@ impl Control {
                 .route("/status", get(status))
                 .route("/v1/figures", get(dump))
                 .route("/v1/consumers/{name}/why", get(why))
+                .route("/v1/times", get(times))
                 .with_state(figures)
                 .merge(probing);
             if let Some(http) = self.http {
@@ -193,6 +197,10 @@ async fn why(
 
 async fn dump(State(figures): State<Arc<Figures>>) -> Json<Dump> {
     Json(figures.latest().dump())
+}
+
+async fn times(State(figures): State<Arc<Figures>>) -> Json<BTreeMap<String, LatestTimes>> {
+    Json(figures.times())
 }
 
 async fn metrics(State(probes): State<Arc<Probes>>, headers: HeaderMap) -> Response {

@@ -136,8 +136,10 @@ impl Settings {
     /// # Errors
     /// Every mistake in it.
     pub fn from_settings(section: &Tree) -> Result<Self, Vec<Mistake>> {
-        let settings: Settings = section.parse()?;
-        let mut mistakes = Vec::new();
+        let (settings, mut mistakes) = section.parse_most::<Settings>();
+        let Some(settings) = settings else {
+            return Err(mistakes);
+        };
         if settings.keep.bytes == 0 {
             mistakes.push(section.mistake_at("keep.bytes", "expected room for at least 1 byte"));
         }

@@ -28,7 +28,9 @@ use crate::measured::Measured;
 use crate::producer::{ProducerSnapshot, ProducerStats};
 use crate::publisher::{PublishSnapshot, PublishStats};
 use crate::recent::Lately;
-use crate::stats::{Dropped, Reason, Snapshot, SourceSnapshot, SourceStats, State, Stats, now_ns};
+use crate::stats::{
+    Dropped, LatestTimes, Reason, Snapshot, SourceSnapshot, SourceStats, State, Stats, now_ns,
+};
 use crate::why::{InHand, Limits, Share, Why};
 use sample::{ConsumerSample, ProducerSample, Sample, SourceLag, SourceSample};
 
@@ -270,7 +272,14 @@ impl ConsumerFigures {
 
     /// What follows from the samples so far.
     pub fn forecast(&self) -> Forecast {
-        self.forecaster.lock().forecast()
+        self.limited(self.forecaster.lock().forecast())
+    }
+
+    /// What it can do it may not do, if there is a limit that it has not come to yet.
+    fn limited(&self, mut forecast: Forecast) -> Forecast {
+        let limit = self.limits.rate_per_second.unwrap_or(f64::INFINITY);
+        forecast.service = forecast.service.map(|service| service.min(limit));
+        forecast
     }
 
     /// What holds it back; `topic` finds a message's in the journal.
@@ -344,7 +353,7 @@ impl ConsumerFigures {
         let forecast = {
             let mut forecaster = self.forecaster.lock();
             forecaster.push(&shot);
-            forecaster.forecast()
+            self.limited(forecaster.forecast())
         };
         let busy = before.and_then(|before| {
             let worked = shot.processing_ns.saturating_sub(before.shot.processing_ns) as f64;
@@ -596,6 +605,14 @@ impl Figures {
     /// The latest sample, a second old at most.
     pub fn latest(&self) -> Arc<Sample> {
         self.latest.get().unwrap_or_else(|| self.sample())
+    }
+
+    /// The latest times per message of every consumer, by its name.
+    pub fn times(&self) -> BTreeMap<String, LatestTimes> {
+        let consumers = self.consumers.iter();
+        consumers
+            .map(|consumer| (consumer.name.clone(), consumer.stats.times()))
+            .collect()
     }
 
     /// Takes a sample of everything.

@@ -50,8 +50,10 @@ impl Settings {
     /// # Errors
     /// Every mistake in it.
     pub fn from_settings(section: &Tree) -> Result<Self, Vec<Mistake>> {
-        let settings: Settings = section.parse()?;
-        let mut mistakes = Vec::new();
+        let (settings, mut mistakes) = section.parse_most::<Settings>();
+        let Some(settings) = settings else {
+            return Err(mistakes);
+        };
         if settings.connect.is_empty() && settings.bind.is_empty() {
             mistakes
                 .push(section.mistake("there is nowhere to publish to; give `bind` or `connect`"));

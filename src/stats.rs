@@ -232,6 +232,32 @@ impl Times {
     }
 }
 
+/// The latest times per message of one consumer, as `GET /v1/times` has them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LatestTimes {
+    /// How many each worker ever took.
+    pub counts: Vec<u64>,
+    /// The latest of each worker in seconds, oldest first: 1024 at most.
+    pub seconds: Vec<Vec<f32>>,
+}
+
+impl LatestTimes {
+    /// Those that were taken since `seen`, which is brought up to date; it begins empty.
+    pub fn since(&self, seen: &mut Vec<u64>) -> Vec<f32> {
+        seen.resize(self.counts.len(), 0);
+        let workers = self.counts.iter().zip(&self.seconds).zip(seen);
+        let mut times = Vec::new();
+        for ((count, seconds), seen) in workers {
+            // A count that went back is another hub's: all of them are new.
+            let new = count.checked_sub(*seen).unwrap_or(*count);
+            let known = seconds.len().saturating_sub(new as usize);
+            times.extend_from_slice(&seconds[known..]);
+            *seen = *count;
+        }
+        times
+    }
+}
+
 impl Default for Worker {
     fn default() -> Self {
         Worker {
@@ -542,18 +568,21 @@ impl Stats {
     /// The times per message, in seconds, that were taken since `seen`, which is brought up to date:
     /// the latest 1024 of each worker at most. It begins empty.
     pub fn times_since(&self, seen: &mut Vec<u64>) -> Vec<f32> {
-        let mut times = Vec::new();
-        seen.resize(self.workers.len(), 0);
-        for (worker, seen) in self.workers.iter().zip(seen) {
+        self.times().since(seen)
+    }
+
+    /// The latest times per message.
+    pub fn times(&self) -> LatestTimes {
+        let workers = self.workers.iter().map(|worker| {
             let ring = &worker.times.ring;
             let count = worker.times.count.load(Ordering::Acquire);
-            let first = (*seen).max(count.saturating_sub(ring.len() as u64));
+            let first = count.saturating_sub(ring.len() as u64);
             let place = |index: u64| &ring[index as usize % ring.len()];
-            let new = (first..count).map(|i| f32::from_bits(place(i).load(Ordering::Relaxed)));
-            times.extend(new);
-            *seen = count;
-        }
-        times
+            let seconds = (first..count).map(|i| f32::from_bits(place(i).load(Ordering::Relaxed)));
+            (count, seconds.collect())
+        });
+        let (counts, seconds) = workers.unzip();
+        LatestTimes { counts, seconds }
     }
 
     /// Messages and bytes that wait in the journal only.

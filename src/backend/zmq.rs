@@ -127,8 +127,10 @@ impl Settings {
     /// # Errors
     /// Every mistake in it.
     pub fn from_settings(section: &settings::Settings) -> Result<Self, Vec<Mistake>> {
-        let settings: Settings = section.parse()?;
-        let mut mistakes = Vec::new();
+        let (settings, mut mistakes) = section.parse_most::<Settings>();
+        let Some(settings) = settings else {
+            return Err(mistakes);
+        };
         if settings.connect.is_empty() && settings.bind.is_empty() {
             mistakes.push(section.mistake(
                 "there is nothing to read from; give `connect` or `bind`, \

@@ -176,6 +176,10 @@ impl Address {
         match head.split(' ').nth(1) {
             Some("200") => serde_json::from_str(body).map_err(|error| strange(&error)),
             Some("404" | "405") => Err(strange(&"it does not know this request")),
+            Some(_) if body.trim().is_empty() => {
+                let said = head.lines().next().unwrap_or_default();
+                Err(strange(&format_args!("it says {said:?} and nothing more")))
+            }
             Some(_) => Err(Unanswered::Refused(body.trim_end().into())),
             None => Err(strange(&"that is not HTTP")),
         }

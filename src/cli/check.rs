@@ -374,8 +374,14 @@ impl Check {
     pub(super) fn run(&self, registry: &Registry) -> ExitCode {
         let report = self.look(registry).unwrap_or_else(|failure| {
             say(&format!("weir: {}\n", failure.text));
-            let first = failure.text.lines().next().unwrap_or_default();
-            Report::only(Grade::Unknown, first)
+            // All that is wrong, in the one line that is shown.
+            let lines = failure
+                .text
+                .lines()
+                .map(str::trim)
+                .filter(|line| !line.is_empty());
+            let text = lines.collect::<Vec<_>>().join(" ");
+            Report::only(Grade::Unknown, &text)
         });
         report.tell(self.json)
     }

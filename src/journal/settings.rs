@@ -118,8 +118,10 @@ impl Settings {
     /// # Errors
     /// Every mistake in it.
     pub fn from_settings(section: &Tree) -> Result<Self, Vec<Mistake>> {
-        let settings: Settings = section.parse()?;
-        let mut mistakes = Vec::new();
+        let (settings, mut mistakes) = section.parse_most::<Settings>();
+        let Some(settings) = settings else {
+            return Err(mistakes);
+        };
         if matches!(settings.sync, Sync::Every(time) if !(SYNC_MIN..=SYNC_MAX).contains(&time)) {
             let text = "expected \"1ms\" to \"1h\", or \"each-batch\" or \"never\"";
             mistakes.push(section.mistake_at("sync", text));

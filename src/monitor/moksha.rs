@@ -73,8 +73,10 @@ impl Settings {
     /// # Errors
     /// Every mistake in it.
     pub fn from_settings(section: &settings::Settings) -> Result<Self, Vec<Mistake>> {
-        let settings: Settings = section.parse()?;
-        let mut mistakes = Vec::new();
+        let (settings, mut mistakes) = section.parse_most::<Settings>();
+        let Some(settings) = settings else {
+            return Err(mistakes);
+        };
         if let Err(text) = check_socket(&settings.socket) {
             mistakes.push(section.mistake_at("socket", text));
         }

@@ -16,7 +16,7 @@ use weir_consumer::Message;
 
 use crate::dead_letters::Summary;
 use crate::forecast::{Drain, Forecast, Health};
-use crate::histogram::Counts;
+use crate::histogram::{ANY, Counts, PROCESSING, WAITING};
 use crate::journal;
 pub use crate::measured::Sort;
 use crate::measured::{self, Measurement};
@@ -808,15 +808,10 @@ pub struct Figure {
     pub value: FigureValue,
 }
 
-/// The value of a [`Figure`].
+/// The value of a [`Figure`]. Counts stand first, because as a number they can be read, too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum FigureValue {
-    /// A gauge's or a counter's.
-    Number {
-        /// The number; none if it is infinite.
-        value: Option<f64>,
-    },
     /// A histogram's, as [`Counts`] has it.
     Counts {
         /// The upper bounds.
@@ -825,6 +820,11 @@ pub enum FigureValue {
         counts: Vec<u64>,
         /// The sum of all values.
         sum: f64,
+    },
+    /// A gauge's or a counter's.
+    Number {
+        /// The number; none if it is infinite.
+        value: Option<f64>,
     },
 }
 
@@ -870,6 +870,42 @@ impl Sample {
             at: seconds(self.at_ns),
             uptime_seconds: self.uptime.as_secs_f64(),
             figures,
+        }
+    }
+}
+
+impl Dump {
+    /// Calls `each` with every figure, as [`Sample::each`] did in the hub that it comes from; an
+    /// infinite number is no number here. Histograms with bounds of another version are left out.
+    pub fn each(&self, each: &mut Each<'_>) {
+        for figure in &self.figures {
+            let family = Family {
+                name: &figure.name,
+                help: "",
+                sort: figure.sort,
+            };
+            let labels = figure.labels.iter();
+            let labels: Vec<_> = labels.map(|(key, value)| (&**key, &**value)).collect();
+            match &figure.value {
+                FigureValue::Number { value } => {
+                    each(&family, &labels, Value::Number(value.unwrap_or(f64::NAN)));
+                }
+                FigureValue::Counts {
+                    bounds,
+                    counts,
+                    sum,
+                } => {
+                    let known = [PROCESSING, WAITING, ANY].into_iter();
+                    if let Some(bounds) = known.into_iter().find(|known| known == bounds) {
+                        let counts = Counts {
+                            bounds,
+                            counts: counts.clone(),
+                            sum: *sum,
+                        };
+                        each(&family, &labels, Value::Counts(&counts));
+                    }
+                }
+            }
         }
     }
 }

@@ -222,3 +222,17 @@ fn source_lag_is_told_apart_from_it() {
     assert!(consumer(&hub, "it").lag_seconds < 60.0);
     hub.stop();
 }
+
+#[test]
+fn a_rate_limit_bounds_the_service_rate_before_it_was_ever_met() {
+    let (quick, seen) = recorder("it");
+    let toml = "[consumers.it]\ntopics = ''\nrate = '10/s'\nburst = 100";
+    let (feed, hub) = fed(toml, [quick]);
+    feed.send("t", "x").unwrap();
+    next(&seen);
+    eventually("measured", || {
+        consumer(&hub, "it").service_per_second.is_some()
+    });
+    assert_eq!(consumer(&hub, "it").service_per_second, Some(10.0));
+    hub.stop();
+}

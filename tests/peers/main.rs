@@ -2,7 +2,9 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // a test's name says what it is about
 
+mod collectd;
 mod dashboards;
+mod figures;
 mod moksha;
 mod prometheus;
 mod statsd;

@@ -82,7 +82,7 @@ fn get(at: SocketAddr, path: &str) -> Option<String> {
     (head.split(' ').nth(1)? == "200").then(|| body.to_owned())
 }
 
-struct Server {
+pub struct Server {
     child: Child,
     at: SocketAddr,
     dir: tempfile::TempDir,
@@ -97,7 +97,7 @@ impl Drop for Server {
 
 impl Server {
     /// One that scrapes this hub every second, by the alert rules of this repository.
-    fn start(hub: SocketAddr) -> Self {
+    pub fn start(hub: SocketAddr) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = free.local_addr().unwrap();
@@ -126,7 +126,7 @@ impl Server {
     }
 
     /// What it answers to a question: labels and values.
-    fn ask(&self, question: &str) -> Option<Vec<(Value, f64)>> {
+    pub fn ask(&self, question: &str) -> Option<Vec<(Value, f64)>> {
         let escaped: String = (question.bytes())
             .map(|byte| format!("%{byte:02X}"))
             .collect();

@@ -10,9 +10,9 @@ use weir::backend::memory::Memory;
 use weir::{Config, Hub, Registry};
 use weir_consumer::{Context, Kind, Message, from_fn};
 
-struct Server {
+pub struct Server {
     child: Child,
-    udp: u16,
+    pub udp: u16,
     management: u16,
 }
 
@@ -24,7 +24,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    fn start(dir: &Path) -> Self {
+    pub fn start(dir: &Path) -> Self {
         let udp = UdpSocket::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -63,7 +63,7 @@ impl Server {
     }
 
     /// What the management port answers, as lines up to END.
-    fn ask(&self, question: &str) -> Option<String> {
+    pub fn ask(&self, question: &str) -> Option<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.management)).ok()?;
         stream
             .set_read_timeout(Some(Duration::from_secs(10)))

@@ -294,12 +294,26 @@ impl Settings {
     /// # Errors
     /// Every mistake that can be found, with places; paths begin at this table.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Vec<Mistake>> {
+        match self.parse_most() {
+            (Some(parsed), mistakes) if mistakes.is_empty() => Ok(parsed),
+            (_, mistakes) => Err(mistakes),
+        }
+    }
+
+    /// Fills a settings struct with what can be read, and answers every mistake in the rest.
+    ///
+    /// For whoever has more to check: so that also those mistakes are found at once. There is
+    /// nothing without the keys that have no default.
+    pub fn parse_most<T: DeserializeOwned>(&self) -> (Option<T>, Vec<Mistake>) {
         let mut tree = self.clone();
         let mut mistakes: Vec<Mistake> = Vec::new();
+        let mut most = None;
         loop {
             let error = match T::deserialize(Tree(&tree)) {
-                Ok(parsed) if mistakes.is_empty() => return Ok(parsed),
-                Ok(_) => break,
+                Ok(parsed) => {
+                    most = Some(parsed);
+                    break;
+                }
                 Err(error) => error,
             };
             let mut path: Vec<String> = error.path.iter().rev().cloned().collect();
@@ -325,7 +339,7 @@ impl Settings {
             }
         }
         mistakes.sort_by(|a, b| (&a.origin, &a.path).cmp(&(&b.origin, &b.path)));
-        Err(mistakes)
+        (most, mistakes)
     }
 
     fn remove(&mut self, path: &[String]) -> bool {
