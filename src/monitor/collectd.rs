@@ -289,11 +289,9 @@ fn tell(lines: &str, socket: &Path, refused: &mut dyn FnMut(&str, &str)) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::{Figures, Latest};
+    use crate::monitor::Figures;
     use crossbeam_channel::unbounded;
     use std::os::unix::net::UnixListener;
-    use std::sync::Arc;
-    use std::time::Instant;
 
     fn read(text: &str) -> Result<Settings, Vec<String>> {
         let settings = settings::Settings::from_toml(text, "test").unwrap();
@@ -313,18 +311,7 @@ mod tests {
     }
 
     fn figures() -> Figures {
-        Figures {
-            hub: "fedora".into(),
-            started: Instant::now(),
-            consumers: Vec::new(),
-            sources: Vec::new(),
-            producers: Vec::new(),
-            publish: None,
-            journal: None,
-            dead_letters: None,
-            measured: Arc::default(),
-            latest: Latest::default(),
-        }
+        Figures::new("fedora", Vec::new())
     }
 
     const LINES: &str = "PUTVAL h/p/gauge-a interval=1 1:1\nPUTVAL h/p/gauge-b interval=1 1:2\n";

@@ -279,10 +279,9 @@ fn key(family: &Family<'_>, labels: &[(&str, &str)], tags: Tags) -> Key {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::{ConsumerFigures, Figures, Latest};
+    use crate::monitor::{ConsumerFigures, Figures};
     use crate::stats::{Reason, Settled, Stats};
     use metrics::with_local_recorder;
-    use std::time::Instant;
 
     fn lines(server: &UdpSocket) -> HashMap<String, String> {
         let mut lines = HashMap::new();
@@ -309,24 +308,8 @@ mod tests {
     }
 
     fn consumer(stats: &Arc<Stats>) -> Figures {
-        Figures {
-            hub: "fedora".into(),
-            started: Instant::now(),
-            consumers: vec![ConsumerFigures::new(
-                "irc",
-                "log",
-                vec![],
-                100,
-                stats.clone(),
-            )],
-            sources: Vec::new(),
-            producers: Vec::new(),
-            publish: None,
-            journal: None,
-            dead_letters: None,
-            measured: Arc::default(),
-            latest: Latest::default(),
-        }
+        let consumer = ConsumerFigures::new("irc", "log", vec![], 100, stats.clone());
+        Figures::new("fedora", vec![consumer])
     }
 
     fn server() -> (UdpSocket, Settings) {
