@@ -331,6 +331,8 @@ struct Stall {
 #[derive(Clone, Debug)]
 struct Steadied {
     health: Health,
+    /// Nothing has been said yet: what is said first is said at once.
+    fresh: bool,
     worse_since: Option<f64>,
     better_since: Option<f64>,
 }
@@ -350,6 +352,7 @@ impl Forecaster {
             stall: Stall::default(),
             steady: Steadied {
                 health: Health::Ok,
+                fresh: true,
                 worse_since: None,
                 better_since: None,
             },
@@ -607,6 +610,7 @@ impl Steadied {
     fn at_once(&mut self, health: Health) -> Health {
         *self = Steadied {
             health,
+            fresh: false,
             worse_since: None,
             better_since: None,
         };
@@ -615,10 +619,11 @@ impl Steadied {
 
     fn settle(&mut self, now: f64, health: Health) -> Health {
         // What was said at once ends at once.
-        if !matches!(
+        let lasting = matches!(
             self.health,
             Health::Ok | Health::Behind | Health::FallingBehind
-        ) {
+        );
+        if self.fresh || !lasting {
             return self.at_once(health);
         }
         self.worse_since = (health > self.health).then(|| self.worse_since.unwrap_or(now));

@@ -31,7 +31,7 @@ use crate::monitor::collectd::Collectd;
 use crate::monitor::moksha::Moksha;
 use crate::monitor::statsd::Statsd;
 use crate::monitor::{
-    self, ConsumerFigures, Exporter, Figures, Latest, ProducerFigures, SourceFigures, Status,
+    self, ConsumerFigures, Exporter, Figures, ProducerFigures, SourceFigures, Status,
 };
 #[cfg(feature = "http")]
 use crate::probes::Probes;
@@ -383,9 +383,6 @@ impl Starting {
         }
 
         let figures = Arc::new(Figures {
-            hub: config.hub.name.clone(),
-            started: Instant::now(),
-            consumers: consumers.iter().map(Workers::figures).collect(),
             sources: (backends.iter().enumerate())
                 .map(|(index, backend)| {
                     let configured = config.backends.get(index).map(Source::timestamp);
@@ -405,7 +402,10 @@ impl Starting {
             journal: steering.journal.clone(),
             dead_letters: steering.dead_letters.clone(),
             measured,
-            latest: Latest::default(),
+            ..Figures::new(
+                &config.hub.name,
+                consumers.iter().map(Workers::figures).collect(),
+            )
         });
         let http = self.serve(config, &figures, &steering)?;
         if let (Some(journal), Some(keeper)) = (&steering.journal, &steering.keeper) {

@@ -545,6 +545,22 @@ pub struct ProducerStatus {
 }
 
 impl Figures {
+    /// Figures of a hub that has these consumers and nothing else, and starts now.
+    pub fn new(hub: &str, consumers: Vec<ConsumerFigures>) -> Self {
+        Figures {
+            hub: hub.to_owned(),
+            started: Instant::now(),
+            consumers,
+            sources: Vec::new(),
+            producers: Vec::new(),
+            publish: None,
+            journal: None,
+            dead_letters: None,
+            measured: Arc::default(),
+            latest: Latest::default(),
+        }
+    }
+
     /// All figures at this moment.
     pub fn status(&self) -> Status {
         let store = self.dead_letters.as_ref();

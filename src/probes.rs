@@ -132,22 +132,9 @@ fn kept(journal: &State, on_error: OnError) -> Condition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::Latest;
-    use std::time::Instant;
 
     fn probes() -> Probes {
-        let figures = Figures {
-            hub: "a".into(),
-            started: Instant::now(),
-            consumers: Vec::new(),
-            sources: Vec::new(),
-            producers: Vec::new(),
-            publish: None,
-            journal: None,
-            dead_letters: None,
-            measured: Arc::default(),
-            latest: Latest::default(),
-        };
+        let figures = Figures::new("a", Vec::new());
         Probes {
             figures: Arc::new(figures),
             started: Arc::default(),

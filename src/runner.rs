@@ -353,7 +353,11 @@ impl<'h> Runner<'h> {
                 Taken::Closed => break,
             }
         }
-        worker.release();
+        // What is left keeps its age: its first message is the one that was last held.
+        match queue.stats().depth() {
+            0 => worker.release(),
+            _ => worker.in_hand(),
+        }
         worker.state(State::Stopped);
     }
 

@@ -94,7 +94,7 @@ pub(super) struct Check {
     #[arg(long, value_name = "WORD,...", value_delimiter = ',', value_parser = healths())]
     health_critical: Vec<String>,
     /// Ask only whether the hub's threads live, or whether it takes messages in: for Kubernetes.
-    #[arg(long, value_name = "WHAT")]
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["expect", "consumer"])]
     probe: Option<Probe>,
     /// No answer in this time is critical.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = super::duration)]
@@ -406,7 +406,13 @@ impl Check {
         };
         let answer: Result<Value, _> = ask(hub, path, self.timeout);
         match answer {
-            Ok(_) => Report::only(Grade::Ok, format!("the hub is {word}")),
+            Ok(said) if said["status"] == "ok" => {
+                Report::only(Grade::Ok, format!("the hub is {word}"))
+            }
+            Ok(_) => {
+                let head = format!("{hub} does not answer {path} as a hub does");
+                Report::only(Grade::Unknown, head)
+            }
             Err(Unanswered::Refused(why)) => {
                 let said: Value = serde_json::from_str(&why).unwrap_or_default();
                 let why = said["reason"].as_str().unwrap_or(&why);

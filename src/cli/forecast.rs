@@ -37,7 +37,7 @@ pub(super) struct Forecast {
     /// The consumer's name.
     #[arg(long, value_name = "NAME")]
     consumer: String,
-    /// What if so many came besides: \"120/s\", \"4/min\", \"1000/h\".
+    /// What if so many came besides: 120/s, 4/min, 1000/h.
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "lasts")]
     burst: Option<Rate>,
     /// How long the burst lasts.
@@ -139,8 +139,8 @@ fn outlook(
 ) -> Result<Outlook, Failure> {
     let Some(service) = consumer.service_per_second else {
         return Err(Failure::run(format!(
-            "how fast {} is has not been measured yet: it has had nothing to do; try again when it \
-             has handled some messages",
+            "how fast {} is has not been measured yet: it has settled nothing since the hub was \
+             started; try again when it has handled some messages",
             consumer.name
         )));
     };
@@ -313,8 +313,11 @@ fn tell_forecast(consumer: &Consumer, now: SystemTime) -> String {
     }
     table.line("accuracy", match consumer.forecast_accuracy {
         Some(past) => format!(
-            "{} forecasts came due; lately {:.0} % of the ranges held, the likely time was off by {:.0} %",
-            past.forecasts,
+            "{} came due; lately {:.0} % of the ranges held, the likely time was off by {:.0} %",
+            match past.forecasts {
+                1 => "1 forecast".to_owned(),
+                several => format!("{several} forecasts"),
+            },
             past.contained_ratio * 100.0,
             past.error_ratio * 100.0,
         ),

@@ -364,6 +364,16 @@ fn health_says_behind_and_falling_behind() {
 }
 
 #[test]
+fn a_backlog_is_behind_from_the_first_sample_on() {
+    let mut watched = Watched::new();
+    watched.world.receive(500);
+    let mut shot = watched.world.exactly(0, 0);
+    shot.lag = Duration::from_secs(600);
+    watched.forecaster.push(&shot);
+    assert_eq!(watched.forecaster.forecast().health, Health::Behind);
+}
+
+#[test]
 fn a_burst_that_drains_is_behind_but_not_falling_behind() {
     let mut watched = Watched::new();
     watched.pass(100, 0, 1);

@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use serde::{Deserialize, Deserializer};
@@ -36,6 +36,8 @@ const AT_ONCE: usize = 32;
 const ANSWER_MAX: u64 = 4096;
 /// Refused identifiers that are remembered.
 const REFUSED_MAX: usize = 10_000;
+/// Values that are refused are told of once in so long.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// What the system has for a socket's path, with the NUL.
 const PATH_MAX: usize = 108;
 
@@ -214,6 +216,7 @@ impl Exporter for Collectd {
 /// Brings the lines of one interval after another to collectd.
 fn send(given: &Receiver<String>, socket: &Path) {
     let (mut trouble, mut refused) = (false, HashSet::new());
+    let mut told_refused = None;
     let shown = socket.display();
     for lines in given {
         // All of an interval are one line of the log: a collectd that starts refuses everything.
@@ -225,7 +228,10 @@ fn send(given: &Receiver<String>, socket: &Path) {
                 first.get_or_insert((identifier.to_owned(), answer.to_owned()));
             }
         });
-        if let Some((identifier, answer)) = first {
+        // Values come up one after another, and so would the lines.
+        let due = told_refused.is_none_or(|at: Instant| at.elapsed() >= TELL_EVERY);
+        if let Some((identifier, answer)) = first.filter(|_| due) {
+            told_refused = Some(Instant::now());
             warn!(socket = %shown, count, identifier, answer, "collectd refuses values, such as");
         }
         match told {
@@ -289,11 +295,9 @@ fn tell(lines: &str, socket: &Path, refused: &mut dyn FnMut(&str, &str)) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::{Figures, Latest};
+    use crate::monitor::Figures;
     use crossbeam_channel::unbounded;
     use std::os::unix::net::UnixListener;
-    use std::sync::Arc;
-    use std::time::Instant;
 
     fn read(text: &str) -> Result<Settings, Vec<String>> {
         let settings = settings::Settings::from_toml(text, "test").unwrap();
@@ -313,18 +317,7 @@ mod tests {
     }
 
     fn figures() -> Figures {
-        Figures {
-            hub: "fedora".into(),
-            started: Instant::now(),
-            consumers: Vec::new(),
-            sources: Vec::new(),
-            producers: Vec::new(),
-            publish: None,
-            journal: None,
-            dead_letters: None,
-            measured: Arc::default(),
-            latest: Latest::default(),
-        }
+        Figures::new("fedora", Vec::new())
     }
 
     const LINES: &str = "PUTVAL h/p/gauge-a interval=1 1:1\nPUTVAL h/p/gauge-b interval=1 1:2\n";

@@ -529,7 +529,7 @@ impl Serialize for Measure<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::{ConsumerFigures, Figures, Latest, ProducerFigures};
+    use crate::monitor::{ConsumerFigures, Figures, ProducerFigures};
     use crate::producer::ProducerStats;
     use crate::stats::{Settled, Stats};
     use metrics::with_local_recorder;
@@ -538,18 +538,7 @@ mod tests {
     use std::sync::Arc;
 
     fn figures(consumers: Vec<ConsumerFigures>) -> Figures {
-        Figures {
-            hub: "fedora".into(),
-            started: Instant::now(),
-            consumers,
-            sources: Vec::new(),
-            producers: Vec::new(),
-            publish: None,
-            journal: None,
-            dead_letters: None,
-            measured: Arc::default(),
-            latest: Latest::default(),
-        }
+        Figures::new("fedora", consumers)
     }
 
     fn consumer(topics: &[&str], stats: &Arc<Stats>) -> ConsumerFigures {

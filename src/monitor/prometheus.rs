@@ -197,26 +197,15 @@ fn buckets(counts: &Counts) -> Vec<(f64, u64)> {
 mod tests {
     use super::*;
     use crate::monitor::sample::families;
-    use crate::monitor::{ConsumerFigures, Figures, Latest};
+    use crate::monitor::{ConsumerFigures, Figures};
     use crate::stats::{Settled, Stats};
     use metrics::with_local_recorder;
     use std::collections::HashSet;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     fn figures(stats: &Arc<Stats>) -> Figures {
         let consumer = ConsumerFigures::new("irc", "log", vec![], 100, stats.clone());
-        Figures {
-            hub: "fe\"do\\ra".into(),
-            started: Instant::now(),
-            consumers: vec![consumer],
-            sources: Vec::new(),
-            producers: Vec::new(),
-            publish: None,
-            journal: None,
-            dead_letters: None,
-            measured: Arc::default(),
-            latest: Latest::default(),
-        }
+        Figures::new("fe\"do\\ra", vec![consumer])
     }
 
     /// The lines that have this in them.

@@ -13,16 +13,17 @@
 //! differences go through it. A histogram is a gauge for each of some quantiles of the interval.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{ToSocketAddrs, UdpSocket};
+use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::panic::RefUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cadence::{BufferedUdpMetricSink, MetricSink};
+use crossbeam_channel::{Receiver, TryRecvError};
 use metrics::{Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_statsd::{StatsdBuilder, StatsdRecorder};
 use serde::Deserialize;
-use tracing::debug;
+use tracing::{debug, info, warn};
 use weir_consumer::settings::{self, Mistake, duration};
 
 use super::Exporter;
@@ -84,7 +85,9 @@ impl Settings {
             .rsplit_once(':')
             .and_then(|(_, port)| port.parse::<u16>().ok());
         if port.is_none_or(|port| port == 0) || settings.address.starts_with(':') {
-            mistakes.push(section.mistake_at("address", "expected HOST:PORT"));
+            mistakes.push(
+                section.mistake_at("address", "expected HOST:PORT such as \"127.0.0.1:8125\""),
+            );
         }
         if settings.interval < Duration::from_millis(10) {
             mistakes.push(section.mistake_at("interval", "expected at least 10ms"));
@@ -102,8 +105,11 @@ impl Settings {
 
 /// Sends the figures of each interval.
 pub(crate) struct Statsd {
-    recorder: StatsdRecorder,
-    sink: Sink,
+    place: Place,
+    address: String,
+    prefix: String,
+    /// That it has no address was said.
+    missed: bool,
     interval: Duration,
     tags: Tags,
     /// What of each counter has been sent.
@@ -126,39 +132,125 @@ impl MetricSink for Sink {
     }
 }
 
-impl Statsd {
-    /// Sends to this server from now on; statsd being UDP, it need not be there.
-    ///
-    /// # Errors
-    /// When the host has no address or there is no socket to be had.
-    pub(crate) fn new(settings: &Settings) -> Result<Self, String> {
-        let wrong =
-            |error: String| format!("can't send to statsd at {}: {error}", settings.address);
-        let to = (settings.address.to_socket_addrs())
-            .map_err(|error| wrong(error.to_string()))?
-            .next()
-            .ok_or_else(|| wrong("the host has no address".into()))?;
+/// What is sent through.
+struct Line {
+    recorder: StatsdRecorder,
+    sink: Sink,
+}
+
+/// Before a name that has no address is looked up again.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Where the server is.
+enum Place {
+    At(Line),
+    /// Somebody is looking its name up: that may take long, and the monitor does not wait for it.
+    Sought(Receiver<Result<SocketAddr, String>>),
+    /// The name has no address; it is sought again then.
+    Nowhere(Instant),
+}
+
+impl Line {
+    fn open(to: SocketAddr, prefix: &str) -> Result<Self, String> {
         let from = if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
-        let socket = UdpSocket::bind(from).map_err(|error| wrong(error.to_string()))?;
+        let socket = UdpSocket::bind(from).map_err(|error| error.to_string())?;
         socket
             .set_nonblocking(true)
-            .map_err(|error| wrong(error.to_string()))?;
+            .map_err(|error| error.to_string())?;
         let sink = BufferedUdpMetricSink::with_capacity(to, socket, PACKET_MAX)
-            .map_err(|error| wrong(error.to_string()))?;
+            .map_err(|error| error.to_string())?;
         let sink = Sink(Arc::new(sink));
         let recorder = StatsdBuilder::default()
             .with_sink(sink.clone())
-            .build(Some(&settings.prefix))
-            .map_err(|error| wrong(error.to_string()))?;
+            .build(Some(prefix))
+            .map_err(|error| error.to_string())?;
+        Ok(Line { recorder, sink })
+    }
+}
+
+/// Looks a name up on a thread of its own.
+fn seek(address: &str) -> Place {
+    let (found, sought) = crossbeam_channel::bounded(1);
+    let name = address.to_owned();
+    let look = move || {
+        let found_at = name.to_socket_addrs().map(|mut all| all.next());
+        let at = match found_at {
+            Ok(Some(at)) => Ok(at),
+            Ok(None) => Err("the name has no address".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        let _ = found.send(at);
+    };
+    // Without the thread the channel is closed, which reads as a name without an address.
+    let _ = std::thread::Builder::new()
+        .name("weir-lookup".into())
+        .spawn(look);
+    Place::Sought(sought)
+}
+
+impl Statsd {
+    /// Sends to this server from now on; statsd being UDP, it need not be there, and its name need
+    /// not have an address yet.
+    ///
+    /// # Errors
+    /// When there is no socket to be had.
+    pub(crate) fn new(settings: &Settings) -> Result<Self, String> {
+        let address = &settings.address;
+        let place = match address.parse() {
+            Ok(at) => Place::At(
+                Line::open(at, &settings.prefix)
+                    .map_err(|error| format!("can't send to statsd at {address}: {error}"))?,
+            ),
+            Err(_) => seek(address),
+        };
         Ok(Statsd {
-            recorder,
-            sink,
+            place,
+            address: address.clone(),
+            prefix: settings.prefix.clone(),
+            missed: false,
             interval: settings.interval,
             tags: settings.tags,
             sent: HashMap::new(),
             counts: HashMap::new(),
             gauges: HashSet::new(),
         })
+    }
+
+    /// Goes on looking for the server; answers whether it is known where it is.
+    fn find(&mut self) -> bool {
+        let found = match &self.place {
+            Place::At(_) => return true,
+            Place::Nowhere(again) if Instant::now() < *again => return false,
+            Place::Nowhere(_) => {
+                self.place = seek(&self.address);
+                return false;
+            }
+            Place::Sought(sought) => match sought.try_recv() {
+                Ok(found) => found,
+                Err(TryRecvError::Empty) => return false,
+                Err(TryRecvError::Disconnected) => Err("it can't be looked up now".to_owned()),
+            },
+        };
+        match found.and_then(|at| Line::open(at, &self.prefix)) {
+            Ok(line) => {
+                if std::mem::take(&mut self.missed) {
+                    info!(address = self.address, "statsd has an address now");
+                }
+                self.place = Place::At(line);
+                true
+            }
+            Err(why) => {
+                if !std::mem::replace(&mut self.missed, true) {
+                    let address = &self.address;
+                    warn!(
+                        address,
+                        why, "statsd has no address; it is sought again every 10 s"
+                    );
+                }
+                self.place = Place::Nowhere(Instant::now() + LOOK_AGAIN);
+                false
+            }
+        }
     }
 
     fn figure(&mut self, family: &Family<'_>, labels: &[(&str, &str)], value: Value<'_>) {
@@ -192,7 +284,9 @@ impl Statsd {
         let sent = self.sent.get(&key).copied();
         if sent.is_none_or(|sent| now > sent) {
             let new = now.saturating_sub(sent.unwrap_or(0));
-            (self.recorder.register_counter(&key, &METADATA)).increment(new);
+            if let Place::At(line) = &self.place {
+                (line.recorder.register_counter(&key, &METADATA)).increment(new);
+            }
             self.sent.insert(key, now);
         }
     }
@@ -201,7 +295,8 @@ impl Statsd {
         if !now.is_finite() {
             return;
         }
-        let gauge = self.recorder.register_gauge(&key, &METADATA);
+        let Place::At(line) = &self.place else { return };
+        let gauge = line.recorder.register_gauge(&key, &METADATA);
         if now < 0.0 && self.tags == Tags::None {
             gauge.set(0.0); // a sign makes it a difference to what the server has
         }
@@ -216,15 +311,19 @@ impl Exporter for Statsd {
     }
 
     fn export(&mut self, sample: &Sample) {
+        if !self.find() {
+            return;
+        }
         let known = std::mem::take(&mut self.gauges);
         sample.each(&mut |family, labels, value| self.figure(family, labels, value));
+        let Place::At(line) = &self.place else { return };
         for key in known {
             // The server keeps a gauge for ever: one that is gone is 0 there, and not what it was.
             if !self.gauges.contains(&key) {
-                self.recorder.register_gauge(&key, &METADATA).set(0.0);
+                line.recorder.register_gauge(&key, &METADATA).set(0.0);
             }
         }
-        if let Err(error) = self.sink.0.flush() {
+        if let Err(error) = line.sink.0.flush() {
             debug!(%error, "statsd did not take all figures; the next interval has them again");
         }
     }
@@ -279,10 +378,9 @@ fn key(family: &Family<'_>, labels: &[(&str, &str)], tags: Tags) -> Key {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::{ConsumerFigures, Figures, Latest};
+    use crate::monitor::{ConsumerFigures, Figures};
     use crate::stats::{Reason, Settled, Stats};
     use metrics::with_local_recorder;
-    use std::time::Instant;
 
     fn lines(server: &UdpSocket) -> HashMap<String, String> {
         let mut lines = HashMap::new();
@@ -309,24 +407,8 @@ mod tests {
     }
 
     fn consumer(stats: &Arc<Stats>) -> Figures {
-        Figures {
-            hub: "fedora".into(),
-            started: Instant::now(),
-            consumers: vec![ConsumerFigures::new(
-                "irc",
-                "log",
-                vec![],
-                100,
-                stats.clone(),
-            )],
-            sources: Vec::new(),
-            producers: Vec::new(),
-            publish: None,
-            journal: None,
-            dead_letters: None,
-            measured: Arc::default(),
-            latest: Latest::default(),
-        }
+        let consumer = ConsumerFigures::new("irc", "log", vec![], 100, stats.clone());
+        Figures::new("fedora", vec![consumer])
     }
 
     fn server() -> (UdpSocket, Settings) {
@@ -373,6 +455,40 @@ mod tests {
         assert_eq!(figure(&second, "consumed_total"), None);
         // Nothing was delivered since, so there is nothing to tell of it.
         assert_eq!(figure(&second, "processing_seconds.p50").unwrap(), "0|g");
+    }
+
+    #[test]
+    fn a_server_without_an_address_is_sought_again_and_nothing_is_lost_meanwhile() {
+        let (server, settings) = server();
+        let stats = Arc::new(Stats::new(1));
+        let figures = consumer(&stats);
+        let port = settings.address.rsplit_once(':').unwrap().1;
+        let address = format!("no-such-name.invalid:{port}");
+        let mut statsd = Statsd::new(&Settings {
+            address,
+            ..settings.clone()
+        })
+        .unwrap();
+        stats.received(5, 50, 1);
+        while !statsd.missed {
+            statsd.export(&figures.sample());
+            std::thread::yield_now();
+        }
+        assert!(matches!(statsd.place, Place::Nowhere(_)));
+        statsd.address = format!("localhost:{port}");
+        statsd.place = Place::Nowhere(Instant::now());
+        while statsd.missed {
+            statsd.export(&figures.sample());
+            std::thread::yield_now();
+        }
+        // localhost may be ::1, where nobody listens.
+        statsd.place = Place::At(Line::open(settings.address.parse().unwrap(), "weir").unwrap());
+        statsd.sent.clear();
+        statsd.export(&figures.sample());
+        assert_eq!(
+            lines(&server)["weir.fedora.consumer.irc.received_total"],
+            "5|c"
+        );
     }
 
     #[test]
