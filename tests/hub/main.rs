@@ -4,6 +4,7 @@
 
 mod check;
 mod collectd;
+mod control;
 mod dead;
 mod delivery;
 mod http;
