@@ -16,6 +16,7 @@ mod kinds;
 mod publish;
 mod steer;
 mod tail;
+mod top;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ Examples:
   weir demo --for 30s                                  see it work, without a configuration
   weir config sample > weir.toml                       begin a configuration
   weir hub --config weir.toml                          run a hub
+  weir top --config weir.toml                          how every consumer does, live
   weir forecast --consumer irc --config weir.toml      when it will have caught up
   weir check --config weir.toml                        is all well? for a monitoring system
   weir dead list --config weir.toml                    what it has set aside, and why
@@ -72,6 +74,7 @@ enum Command {
     Tail(tail::Tail),
     Check(check::Check),
     Forecast(forecast::Forecast),
+    Top(top::Top),
     Pause(steer::Pause),
     Resume(steer::Resume),
     Skip(steer::Skip),
@@ -176,6 +179,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Tail(tail) => tail.run(&registry),
         Command::Check(check) => return check.run(&registry),
         Command::Forecast(forecast) => forecast.run(&registry),
+        Command::Top(top) => top.run(&registry),
         Command::Dead(dead) => dead.run(&registry),
         Command::Journal(journal) => journal.run(&registry),
         Command::Pause(pause) => pause.run(&registry),

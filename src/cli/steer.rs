@@ -102,7 +102,7 @@ impl Data {
                 let settings = (&self.journal, &self.dead_letters);
                 steering::offline(&dir, settings, action, &by).map_err(Failure::run)
             }
-            Err(Refused::Taken(_)) => ask(&data_dir::control(&self.dir), action),
+            Err(Refused::Taken(_)) => ask(&data_dir::control(&self.dir), action, PATIENCE),
             Err(Refused::Unusable(text)) => {
                 Err(Failure::run(format!("{text}; run this as the hub's user")))
             }
@@ -118,10 +118,10 @@ fn user() -> String {
     }
 }
 
-/// Asks the running hub.
-fn ask(socket: &Path, action: &Action) -> Result<Outcome, Failure> {
+/// Asks the running hub, and waits so long for its answer.
+pub(super) fn ask(socket: &Path, action: &Action, patience: Duration) -> Result<Outcome, Failure> {
     let hub = Address::Socket(socket.to_owned());
-    hub.post("/v1/actions", action, PATIENCE).map_err(|unanswered| match unanswered {
+    hub.post("/v1/actions", action, patience).map_err(|unanswered| match unanswered {
         Unanswered::Away(why) => Failure::run(format!(
             "a process has the data directory, but can't be talked to: {why}; another command may \
              be at work, or the hub just starting or stopping: try again. (A hub built without the \

@@ -15,3 +15,4 @@ mod sockets;
 mod steer;
 mod stopping;
 mod support;
+mod top;
