@@ -6,3 +6,4 @@ mod dashboards;
 mod moksha;
 mod prometheus;
 mod statsd;
+mod top;

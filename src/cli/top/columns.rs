@@ -100,7 +100,7 @@ impl Column {
 
     /// Those that a narrow screen goes without, the first that comes back first.
     pub(super) const OPTIONAL: [Column; 4] =
-        [Column::Dead, Column::Failed, Column::Behind, Column::State];
+        [Column::State, Column::Dead, Column::Failed, Column::Behind];
 
     pub(super) fn title(self) -> &'static str {
         match self {
@@ -167,14 +167,14 @@ fn spaced(word: &str) -> String {
     word.replace('_', " ").chars().flat_map(visible).collect()
 }
 
-/// A number in at most five places.
+/// A number in five places, as long as it is one of this world.
 pub(super) fn count(n: u64) -> String {
     let f = n as f64;
     match n {
-        ..100_000 => n.to_string(),
-        ..1_000_000 => format!("{:.0}k", (f / 1e3).floor()),
-        ..100_000_000 => format!("{:.1}M", (f / 1e5).floor() / 10.0),
-        ..1_000_000_000 => format!("{:.0}M", (f / 1e6).floor()),
+        0..100_000 => n.to_string(),
+        100_000..1_000_000 => format!("{:.0}k", (f / 1e3).floor()),
+        1_000_000..100_000_000 => format!("{:.1}M", (f / 1e5).floor() / 10.0),
+        100_000_000..1_000_000_000 => format!("{:.0}M", (f / 1e6).floor()),
         _ => format!("{:.1}G", (f / 1e8).floor() / 10.0),
     }
 }

@@ -24,25 +24,29 @@ const FORECAST_MAX: usize = 46;
 /// Columns that a drawing of the past needs at least, and takes at most.
 const SPARK: usize = 12;
 const SPARK_MAX: usize = 60;
+/// Between columns there is more room on a screen that is so wide.
+const WIDE: usize = 120;
+/// What stands in front is no wider, for the eye's sake.
+const FRONT_MAX: u16 = 78;
 /// No more causes, topics or messages than this in the detail.
 const LISTED: usize = 4;
 
 const HELP: &str = "\
- Up Down j k      move              Enter  one consumer, and why it is so
- PgUp PgDn g G    move far          Esc    back; clear the filter
- s                sort by the next: lag, depth, name, health, in, out
- r                the other way round
- /                filter by name, kind, health or state
- p                pause, or resume, after a question
- ? q              this help; quit
+Up Down j k      move              Enter  one consumer, and why it is so
+PgUp PgDn g G    move far          Esc    back; clear the filter
+s                sort by the next: lag, depth, name, health, in, out
+r                the other way round
+/                filter by name, kind, health or state
+p                pause, or resume, after a question
+? q              this help; quit
 
- HEALTH    ok; behind: messages wait for more than a few seconds;
-           falling behind: ever longer; stalled: none is settled;
-           paused by an operator; halted: it said it can't go on
- DEPTH     messages not yet settled
- BEHIND    those of them that are in the journal only
- LAG       the age of the oldest of them
- FORECAST  when the queue will be empty";
+HEALTH    ok; behind: messages wait for more than a few seconds;
+          falling behind: ever longer; stalled: none is settled;
+          paused by an operator; halted: it said it can't go on
+DEPTH     messages not yet settled
+BEHIND    those of them that are in the journal only
+LAG       the age of the oldest of them
+FORECAST  when the queue will be empty";
 
 /// How words look.
 pub(super) struct Style {
@@ -116,11 +120,11 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &mut View, style: &Style, now: I
             Some(at) => {
                 let ago = now.saturating_duration_since(at).as_secs_f64();
                 format!(
-                    " This is what it said {} ago; it is asked again.",
+                    "This is what it said {} ago; it is asked again.",
                     words(ago)
                 )
             }
-            None => " It is asked again.".into(),
+            None => "It is asked again.".into(),
         };
         let text = Text::from(vec![Line::from(why.clone()), Line::from(since)]);
         popup(frame, area, " no answer ", text, style, Place::Bottom);
@@ -165,7 +169,8 @@ fn popup(
     style: &Style,
     place: Place,
 ) {
-    let width = (text.width() as u16).saturating_add(4).min(area.width);
+    let width = u16::try_from(text.width()).unwrap_or(FRONT_MAX);
+    let width = width.saturating_add(4).min(FRONT_MAX).min(area.width);
     let inner = usize::from(width.saturating_sub(4).max(1));
     let lines = text.lines.iter().map(|line| wrapped(line.width(), inner));
     let height = (lines.sum::<usize>() as u16)
@@ -334,7 +339,7 @@ fn foot(view: &View, style: &Style) -> Line<'static> {
 }
 
 /// The columns that fit, how wide each is, and how much room is left for the past.
-fn columns(consumers: &[&Consumer], width: usize) -> (Vec<(Column, usize)>, usize) {
+fn columns(consumers: &[&Consumer], width: usize, gap: usize) -> (Vec<(Column, usize)>, usize) {
     let natural = |column: Column| {
         let width = column.width(consumers);
         match column {
@@ -351,13 +356,13 @@ fn columns(consumers: &[&Consumer], width: usize) -> (Vec<(Column, usize)>, usiz
             Column::Forecast => FORECAST.min(natural(column)),
             _ => natural(column),
         };
-        left = left.saturating_sub(wide + 1);
+        left = left.saturating_sub(wide + gap);
         chosen.push((column, wide));
     }
     for column in Column::OPTIONAL {
         let wide = natural(column);
-        if left > wide {
-            left -= wide + 1;
+        if left >= wide + gap {
+            left -= wide + gap;
             chosen.push((column, wide));
         }
     }
@@ -367,10 +372,9 @@ fn columns(consumers: &[&Consumer], width: usize) -> (Vec<(Column, usize)>, usiz
         *wide += more;
         left -= more;
     }
-    let past = if left > SPARK {
-        left.min(SPARK_MAX + 1) - 1
-    } else {
-        0
+    let past = match left.checked_sub(gap) {
+        Some(room) if room >= SPARK => room.min(SPARK_MAX),
+        _ => 0,
     };
     (chosen, past)
 }
@@ -387,7 +391,9 @@ fn table(frame: &mut Frame<'_>, area: Rect, view: &mut View, style: &Style) {
         };
         return frame.render_widget(Paragraph::new(text), area);
     }
-    let (columns, past) = columns(&shown, usize::from(area.width));
+    let width = usize::from(area.width);
+    let gap = if width < WIDE { 1 } else { 2 };
+    let (columns, past) = columns(&shown, width, gap);
     let aligned = |column: Column, text: String| {
         let alignment = match column.is_right() {
             true => Alignment::Right,
@@ -432,7 +438,7 @@ fn table(frame: &mut Frame<'_>, area: Rect, view: &mut View, style: &Style) {
     let rows: Vec<Row<'_>> = rows.collect();
     let table = Table::new(rows, widths)
         .header(Row::new(titles).style(style.bar()))
-        .column_spacing(1)
+        .column_spacing(gap as u16)
         .row_highlight_style(style.bar());
     frame.render_stateful_widget(table, area, &mut view.table);
 }
@@ -650,7 +656,7 @@ fn about(view: &View, c: &Consumer, width: usize, style: &Style) -> Vec<Line<'st
     if let Some(past) = view.past.get(&c.name) {
         let room = width.saturating_sub(NAMED + 24).clamp(10, 120);
         let most = |points: &VecDeque<u64>| points.iter().max().copied().unwrap_or(0);
-        let minutes = (past.depth.len() as f64 * 5.0 / 60.0).ceil();
+        let lasted = words(past.depth.len() as f64 * 5.0);
         let depth = drawn(&past.depth, room);
         lines.push(line(
             "depth was",
@@ -659,7 +665,7 @@ fn about(view: &View, c: &Consumer, width: usize, style: &Style) -> Vec<Line<'st
         let lag = drawn(&past.lag_ms, room);
         let lag_max = words(most(&past.lag_ms) as f64 / 1000.0);
         lines.push(line("lag was", format!("{lag}  up to {lag_max}")));
-        lines.push(line("", format!("the last {minutes:.0} min")));
+        lines.push(line("", format!("the last {lasted}")));
     }
     lines
 }

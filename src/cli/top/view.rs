@@ -17,6 +17,8 @@ use crate::why::Why;
 /// A point of the past every so long, as the hub has them.
 const POINT_EVERY: Duration = Duration::from_millis(4500);
 const POINTS: usize = 120;
+/// The rate of the sources is one of at least so long.
+const RATE_OVER: Duration = Duration::from_millis(500);
 /// No filter is longer.
 const FILTER_MAX: usize = 48;
 const PAGE: isize = 10;
@@ -76,11 +78,15 @@ pub(super) struct View {
     pub(super) away: Option<String>,
     /// Messages a second from all its sources.
     pub(super) source_rate: Option<f64>,
+    /// How many there were when that was measured.
+    counted: Option<(u64, Instant)>,
     pub(super) past: HashMap<String, Past>,
     pointed: Option<Instant>,
     pub(super) sort: Sort,
     pub(super) reverse: bool,
     pub(super) filter: String,
+    /// Whether somebody has put the cursor where it is; before, it is on the first row.
+    moved: bool,
     /// The name of the consumer that the cursor is on.
     pub(super) selected: Option<String>,
     pub(super) table: TableState,
@@ -103,11 +109,13 @@ impl View {
             heard: None,
             away: None,
             source_rate: None,
+            counted: None,
             past: HashMap::new(),
             pointed: None,
             sort,
             reverse: false,
             filter: filter.chars().take(FILTER_MAX).collect(),
+            moved: false,
             selected: None,
             table: TableState::default(),
             detail: false,
@@ -145,13 +153,17 @@ impl View {
     }
 
     fn status(&mut self, seen: Seen, now: Instant) {
-        let all = |seen: &Seen| -> u64 { seen.sources.iter().map(|s| s.received).sum() };
-        let before = self.seen.as_ref().map(all).zip(self.heard);
-        self.source_rate = before.and_then(|(count, at)| {
-            let more = all(&seen).checked_sub(count)?;
-            let seconds = now.saturating_duration_since(at).as_secs_f64();
-            (seconds > 0.0).then(|| more as f64 / seconds)
-        });
+        let received = seen.sources.iter().map(|source| source.received).sum();
+        match self.counted {
+            Some((_, at)) if now.saturating_duration_since(at) < RATE_OVER => {}
+            before => {
+                self.counted = Some((received, now));
+                self.source_rate = before.and_then(|(count, at)| {
+                    let seconds = now.saturating_duration_since(at).as_secs_f64();
+                    Some(received.checked_sub(count)? as f64 / seconds)
+                });
+            }
+        }
         if self
             .pointed
             .is_none_or(|at| now.saturating_duration_since(at) >= POINT_EVERY)
@@ -193,7 +205,8 @@ impl View {
             let shown = self.shown();
             let at = (self.selected.as_ref())
                 .and_then(|name| shown.iter().position(|consumer| consumer.name == *name));
-            let at = at.or(self.table.selected()).unwrap_or(0);
+            let at = at.or(self.table.selected()).filter(|_| self.moved);
+            let at = at.unwrap_or(0);
             let at = at.min(shown.len().saturating_sub(1));
             shown.get(at).map(|consumer| (at, consumer.name.clone()))
         };
@@ -217,6 +230,7 @@ impl View {
             shown.get(at).map(|consumer| consumer.name.clone())
         };
         self.selected = name;
+        self.moved = by != isize::MIN;
         self.keep_cursor();
     }
 
@@ -271,6 +285,7 @@ impl View {
             KeyCode::Char('p') => self.pause(),
             KeyCode::Enter if !self.detail && self.current().is_some() => {
                 self.detail = true;
+                self.moved = true;
                 self.scroll = 0;
                 return Some(Wish::Watch(self.selected.clone()));
             }
@@ -378,6 +393,10 @@ mod tests {
     fn the_cursor_stays_with_its_consumer() {
         let mut view = view(&["a", "b", "c"]);
         assert_eq!(view.selected.as_deref(), Some("a"));
+        // As long as nobody moves it, it is on the first.
+        press(&mut view, "r");
+        assert_eq!(view.selected.as_deref(), Some("c"));
+        press(&mut view, "r");
         press(&mut view, "vv^");
         assert_eq!(view.selected.as_deref(), Some("b"));
         press(&mut view, "r");
