@@ -8,6 +8,7 @@ mod delivery;
 mod http;
 mod journal;
 mod lag;
+mod logs;
 mod moksha;
 mod pages;
 mod process;
