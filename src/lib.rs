@@ -48,6 +48,7 @@
 
 pub mod histogram;
 pub mod lifecycle;
+pub mod logging;
 pub mod recent;
 pub mod stats;
 

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use crate::data_dir::{self, DataDir};
 use crate::dead_letters::{self, DeadLetters, Filter};
 use crate::journal::{self, Cursors, Journal};
 use crate::keeper::Keeper;
+use crate::logging;
 use crate::queue::Queue;
 use crate::stats::now_ns;
 use weir_consumer::settings::nearest;
@@ -88,13 +89,6 @@ impl Action {
         }
     }
 }
-
-/// Sets how much is logged, or says why it can't.
-pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
-
-/// How [`Action::LogLevel`] is done: the log is the process's and not the hub's, so the program
-/// that set it up has to say.
-pub static LOG_LEVEL: OnceLock<SetLogLevel> = OnceLock::new();
 
 /// Where a replay begins.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -223,8 +217,7 @@ impl Steering {
                 Err(_) => Err("the hub is already told to stop".into()),
             },
             Action::LogLevel { level } => {
-                let set = (LOG_LEVEL.get()).ok_or("this program's log can't be told so")?;
-                set(level)?;
+                logging::set_level(level)?;
                 Ok(Outcome::said(format!("the log level is {level}")))
             }
         }

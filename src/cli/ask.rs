@@ -63,6 +63,19 @@ impl HubArgs {
             false => Ok(Address::Socket(data_dir::control(&hub.data_dir))),
         }
     }
+
+    /// The socket in its data directory, if that is known: there it can be told something.
+    #[cfg(feature = "top")]
+    pub(super) fn socket(&self, registry: &Registry) -> Result<Option<PathBuf>, Failure> {
+        if let Some(hub) = &self.hub {
+            return match Address::read(hub).map_err(Failure::usage)? {
+                Address::Socket(path) => Ok(Some(path)),
+                Address::Http(_) => Ok(None),
+            };
+        }
+        let config = self.config(registry)?;
+        Ok(config.map(|config| data_dir::control(&config.hub.data_dir)))
+    }
 }
 
 /// Where a hub answers.

@@ -5,13 +5,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{ArgGroup, Args, ValueEnum};
+use clap::builder::PossibleValuesParser;
+use clap::{ArgGroup, Args};
 use serde_json::json;
 
 use super::ask::{Address, Unanswered};
 use super::{ConfigArgs, Failure, duration};
 use crate::config::Config;
 use crate::data_dir::{self, DataDir, Refused};
+use crate::logging::LEVELS;
 use crate::registry::Registry;
 use crate::steering::{self, Action, From, Outcome};
 use crate::{dead_letters, journal};
@@ -102,7 +104,7 @@ impl Data {
                 let settings = (&self.journal, &self.dead_letters);
                 steering::offline(&dir, settings, action, &by).map_err(Failure::run)
             }
-            Err(Refused::Taken(_)) => ask(&data_dir::control(&self.dir), action),
+            Err(Refused::Taken(_)) => ask(&data_dir::control(&self.dir), action, PATIENCE),
             Err(Refused::Unusable(text)) => {
                 Err(Failure::run(format!("{text}; run this as the hub's user")))
             }
@@ -118,10 +120,10 @@ fn user() -> String {
     }
 }
 
-/// Asks the running hub.
-fn ask(socket: &Path, action: &Action) -> Result<Outcome, Failure> {
+/// Asks the running hub, and waits so long for its answer.
+pub(super) fn ask(socket: &Path, action: &Action, patience: Duration) -> Result<Outcome, Failure> {
     let hub = Address::Socket(socket.to_owned());
-    hub.post("/v1/actions", action, PATIENCE).map_err(|unanswered| match unanswered {
+    hub.post("/v1/actions", action, patience).map_err(|unanswered| match unanswered {
         Unanswered::Away(why) => Failure::run(format!(
             "a process has the data directory, but can't be talked to: {why}; another command may \
              be at work, or the hub just starting or stopping: try again. (A hub built without the \
@@ -282,7 +284,8 @@ impl Drain {
 #[command(after_help = "Example:\n  weir log-level debug --config weir.toml")]
 pub(super) struct SetLogLevel {
     /// How much.
-    level: super::LogLevel,
+    #[arg(value_parser = PossibleValuesParser::new(LEVELS))]
+    level: String,
     #[command(flatten)]
     data: DataArgs,
     /// Print the outcome as JSON.
@@ -292,8 +295,7 @@ pub(super) struct SetLogLevel {
 
 impl SetLogLevel {
     pub(super) fn run(&self, registry: &Registry) -> Result<(), Failure> {
-        let level = self.level.to_possible_value();
-        let level = level.map_or(String::new(), |value| value.get_name().to_owned());
+        let level = self.level.clone();
         let data = self.data.find(registry)?;
         tell(&data.act(&Action::LogLevel { level })?, self.json)
     }

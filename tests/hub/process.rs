@@ -513,3 +513,38 @@ fn publish_sends_all_it_was_asked_to() {
     hub.signal("TERM");
     assert_eq!(hub.end().0, Some(0));
 }
+
+#[test]
+fn shells_complete_and_every_command_has_a_page() {
+    for (shell, words) in [
+        ("bash", ["_weir()", "--filter"]),
+        ("zsh", ["#compdef weir", "--filter"]),
+        ("fish", ["complete -c weir", "-l filter"]),
+    ] {
+        let output = run(&["completions", shell]);
+        assert!(output.status.success());
+        let script = stdout(&output);
+        assert!(words.iter().all(|word| script.contains(word)), "{script}");
+    }
+    assert_eq!(run(&["completions", "cmd"]).status.code(), Some(2));
+
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(&["man", dir.path().to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    for page in ["weir", "weir-top", "weir-hub", "weir-dead-list", "weir-man"] {
+        let text = std::fs::read_to_string(dir.path().join(format!("{page}.1"))).unwrap();
+        assert!(text.contains(".TH "), "{page}: {text}");
+    }
+    let page = std::fs::read_to_string(dir.path().join("weir-top.1")).unwrap();
+    assert!(
+        page.contains("NO_COLOR") && page.contains(r"weir top \-\-config weir.toml"),
+        "{page}"
+    );
+    let output = run(&["man", "/nowhere/at/all"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("/nowhere/at/all"),
+        "{}",
+        stderr(&output)
+    );
+}

@@ -8,3 +8,4 @@ mod figures;
 mod moksha;
 mod prometheus;
 mod statsd;
+mod top;
