@@ -7,7 +7,7 @@
 //! What it promises:
 //!
 //! 1. *Nobody from outside.* What the TCP listener asks of a request before it is done is
-//!    [`guard`]'s; beyond loopback it is encrypted.
+//!    `guard`'s; beyond loopback it is encrypted.
 //! 2. *Bounded.* So many connections, each with so large requests; whoever sends a request too
 //!    slowly, or does not take the answer, is cut off. The socket and the address have bounds of
 //!    their own, so that an operator gets in when the address is flooded.
@@ -377,9 +377,13 @@ mod tests {
     use std::time::Instant;
 
     /// An interface of a hub that has nothing, with little time for requests.
-    fn served(request_time: Duration) -> (SocketAddr, Quit, std::thread::JoinHandle<()>) {
+    fn served(
+        request_time: Duration,
+        data_dir: Option<&Path>,
+    ) -> (SocketAddr, Quit, std::thread::JoinHandle<()>) {
         let settings = Settings {
             http: Some(([127, 0, 0, 1], 0).into()),
+            data_dir: data_dir.map(Path::to_owned),
             ..Settings::default()
         };
         let (mut control, quit) = Control::bind(&settings).unwrap();
@@ -420,7 +424,7 @@ mod tests {
 
     #[test]
     fn who_sends_a_request_too_slowly_is_cut_off() {
-        let (at, quit, thread) = served(Duration::from_millis(100));
+        let (at, quit, thread) = served(Duration::from_millis(100), None);
         let mut slow = std::net::TcpStream::connect(at).unwrap();
         let pause = Some(Duration::from_millis(10));
         slow.set_read_timeout(pause).unwrap();
@@ -453,8 +457,23 @@ mod tests {
     }
 
     #[test]
+    fn a_body_that_does_not_come_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, quit, thread) = served(Duration::from_millis(100), Some(dir.path()));
+        let socket = data_dir::control(dir.path());
+        let mut slow = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        let head = b"POST /v1/drain HTTP/1.1\r\nHost: weir\r\nContent-Length: 2\r\n\r\n{";
+        slow.write_all(head).unwrap();
+        let mut answer = String::new();
+        slow.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+        drop(quit);
+        thread.join().unwrap();
+    }
+
+    #[test]
     fn the_end_does_not_wait_for_those_who_are_connected() {
-        let (at, quit, thread) = served(Duration::from_secs(3600));
+        let (at, quit, thread) = served(Duration::from_secs(3600), None);
         let mut half = std::net::TcpStream::connect(at).unwrap();
         half.write_all(b"GET /healthz HT").unwrap();
         let mut events = std::net::TcpStream::connect(at).unwrap();

@@ -1637,6 +1637,29 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_letters_come_first_and_without_the_end_of_their_payloads() {
+        let (_dir, path) = place();
+        let dead = open(&path);
+        put_some(&dead, 6, PAGE_BYTES / 2);
+        let consumer = dead.show(1).unwrap().unwrap().consumer;
+        let page = |before, limit| {
+            let (letters, more) = dead.newest(&consumer, before, limit, 10).unwrap();
+            let cut = |letter: &Glance| {
+                letter.payload_bytes == PAGE_BYTES as u64 / 2 && letter.payload.len() <= 20
+            };
+            assert!(letters.iter().all(cut), "{letters:?}");
+            let ids: Vec<i64> = letters.iter().map(|letter| letter.id).collect();
+            (ids, more)
+        };
+        assert_eq!(page(i64::MAX, 1), (vec![6], true));
+        assert_eq!(page(i64::MAX, 100), (vec![6, 5], true));
+        assert_eq!(page(3, 100), (vec![2, 1], false));
+        assert_eq!(page(2, 1), (vec![1], false));
+        assert_eq!(page(1, 100), (vec![], false));
+        assert_eq!(dead.newest("nobody", 7, 1, 10), Ok((Vec::new(), false)));
+    }
+
+    #[test]
     fn a_chain_of_causes_is_bounded() {
         let long = "\u{1f980}".repeat(CAUSE_CHARS_MAX);
         let mut chain = Vec::new();

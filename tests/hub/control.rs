@@ -1,7 +1,7 @@
 //! The control interface from outside: each request, and what is refused.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -276,7 +276,12 @@ fn the_description_is_what_is_served() {
                 None => String::new(),
             };
             let answer = match &*path {
-                "/v1/events" | "/v1/drain" => continue, // below: they end differently
+                "/v1/events" => {
+                    let answer = served.tell("HEAD", &path, ""); // without it, it does not end
+                    assert_eq!(answer.code, 200, "{answer:?}");
+                    as_described(&all, &what, operation, &answer);
+                    continue;
+                }
                 "/v1/actions" => served.on_socket(&method, &path, &body),
                 _ => served.tell(&method, &path, &body),
             };
@@ -645,39 +650,24 @@ fn a_thousand_connections_are_bounded_and_hold_up_nobody() {
     let (kind, seen) = recorder("recorder");
     let served = served("[consumers.irc]\nkind = 'recorder'\ntopics = ''\n", [kind]);
     let mut open = Vec::new();
-    for _ in 0..1000 {
-        let stream = TcpStream::connect(served.at).unwrap();
-        stream.set_nonblocking(true).unwrap();
-        open.push(stream);
-    }
-    // Those for which there is no room are told so, and closed.
-    let mut refused = BTreeSet::new();
-    eventually("744 are refused", || {
-        for (number, stream) in open.iter_mut().enumerate() {
-            let mut answer = [0; 512];
-            match stream.read(&mut answer) {
-                Ok(0) => {}
-                Ok(length) => {
-                    let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
-                    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
-                    assert!(answer.ends_with("try again in a while\"}"), "{answer}");
-                    refused.insert(number);
-                }
-                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
-            }
+    for number in 0..1000 {
+        let mut stream = TcpStream::connect(served.at).unwrap();
+        if number < 256 {
+            open.push(stream);
+            continue;
         }
-        refused.len() == 744
-    });
+        // Those for which there is no room are told so, and closed.
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.ends_with("try again in a while\"}"), "{answer}");
+    }
     // The hub does its work meanwhile, and the operator gets in.
     for number in 0..1000 {
         served.feed.send("t", number.to_string()).unwrap();
     }
     assert_eq!(numbers(&seen, 1000), (0..1000).collect::<Vec<_>>());
     assert_eq!(served.on_socket("GET", "/v1/status", "").code, 200);
-    let mut stream = TcpStream::connect(served.at).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     // When they have gone, there is room again.
     drop(open);
     eventually("room", || served.get("/healthz").code == 200);
