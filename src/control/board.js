@@ -54,6 +54,9 @@ function span(s) {
   return two(Math.floor(s / 86400), "d", Math.floor((s % 86400) / 3600), "h");
 }
 
+/** How long ago, to the second. */
+const age = (s) => (s < 10 ? `${Math.max(0, Math.floor(s))} s` : span(s));
+
 function bytes(n) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;
@@ -309,13 +312,22 @@ function drawTop() {
   say($("total-out"), rate(sum((c) => c.rates.out)));
   say($("total-dead"), count(sum((c) => c.dead_letters)));
   const bad = all.filter((c) => HEALTHS.indexOf(c.health) > 2).length;
+  const worst = Math.max(0, ...all.map((c) => HEALTHS.indexOf(c.health)));
+  drawIcon(stale ? "stale" : HEALTHS[worst]);
   const title = `${stale ? "? " : bad ? `(${bad}) ` : ""}${status.hub} · weir`;
   if (document.title !== title) document.title = title;
   drawIntake();
   drawHealths();
 }
 
-const LOSS = { possible: "loss possible", seen: "lost" };
+const ICONS = { ok: "2f9e63", paused: "6b82bf", behind: "c9a21a", falling_behind: "e07b2a", stalled: "d6323f", halted: "99152a", stale: "8a949c" };
+
+/** The worst health as the tab's icon: seen also when the page is not. */
+function drawIcon(worst) {
+  const bars = [9, 14, 20].map((height, index) => `<path d="M${7 + 9 * index} 27v-${height}"/>`).join("");
+  const drawing = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" stroke="#${ICONS[worst]}" stroke-width="6" stroke-linecap="round">${bars}</svg>`;
+  mark($("icon"), "href", `data:image/svg+xml,${encodeURIComponent(drawing)}`);
+}
 
 function intake() {
   const lines = status.sources.map((source) => {
@@ -328,11 +340,11 @@ function intake() {
     if (source.lag_seconds != null) facts.push(`${span(source.lag_seconds)} under way`);
     if (loose.length && ends.length > 1) facts.push(`not connected: ${loose.map((end) => end.endpoint).join(", ")}`);
     if (gaps) facts.push(`${count(gaps)} lost before the hub`);
-    else if (doubt) facts.push(`${LOSS.possible}: the connection was interrupted`);
+    else if (doubt) facts.push(many(ends.reduce((sum, end) => sum + end.reconnects, 0), "reconnection"));
     if (refused) facts.push(`${count(refused)} refused`);
     return {
-      is: loose.length && loose.length === ends.length ? "bad" : loose.length || gaps || doubt || refused ? "doubt" : "good",
-      mark: !loose.length ? "connected" : loose.length === ends.length ? "cut off" : "in part",
+      is: loose.length && loose.length === ends.length ? "bad" : loose.length || gaps || doubt ? "doubt" : "good",
+      mark: loose.length ? (loose.length === ends.length ? "cut off" : "partly cut off") : gaps ? "lossy" : doubt ? "loss possible" : "connected",
       name: ends.length ? ends[0].endpoint + (ends.length > 1 ? ` and ${ends.length - 1} more` : "") : `source ${source.source}`,
       facts,
     };
@@ -492,7 +504,7 @@ function drawRow(row) {
 
 const ORDERS = {
   // Among those that are well nobody is worse: by name, so that they stand still.
-  worst: (a, b) => HEALTHS.indexOf(b.health) - HEALTHS.indexOf(a.health) || (HEALTHS.indexOf(a.health) > 1 ? b.lag_seconds - a.lag_seconds : 0),
+  worst: (a, b) => HEALTHS.indexOf(b.health) - HEALTHS.indexOf(a.health) || (HEALTHS.indexOf(a.health) > 1 ? Math.round(b.lag_seconds) - Math.round(a.lag_seconds) : 0),
   name: () => 0,
   lag: (a, b) => b.lag_seconds - a.lag_seconds,
   depth: (a, b) => b.queue_messages - a.queue_messages,
@@ -540,7 +552,7 @@ function arrange(now = false) {
       arrange(true);
       $("filter").focus();
     });
-    empty.replaceChildren(text ? `No such consumer has “${text}” in its name.` : "No consumer is like that now.", " ", all);
+    empty.replaceChildren(text ? `No consumer has “${text}” in its name.` : "No consumer is like that now.", " ", all);
   }
 }
 
@@ -708,7 +720,7 @@ function drawWhy() {
   const hand = find(".hand");
   hand.hidden = !why.in_hand.length;
   fill(hand.tBodies[0], why.in_hand.map((one) => line(1, `${one.worker + 1}`, word(one.state), `${one.seq}${one.topic ? ` ${one.topic}` : ""}`, span(one.for_seconds))));
-  const ago = (ns) => `${span(Math.max(0, Math.floor(hubNow() - ns / 1e9)))} ago`;
+  const ago = (ns) => `${age(hubNow() - ns / 1e9)} ago`;
   for (const [name, lines] of [
     ["failures", why.failures.map((one) => line(2, one.cause, count(one.times), ago(one.at_ns)))],
     ["slowest", why.slowest.map((one) => line(2, `${one.topic}${one.messages > 1 ? ` (${one.messages} messages)` : ""}`, span(one.seconds), ago(one.at_ns)))],
@@ -738,7 +750,7 @@ function ledger(c) {
   if (c.retention_used_ratio >= 0.01) lines.push(["Of retention", percent(c.retention_used_ratio), c.retention_used_ratio > 0.8]);
   if (c.service_per_second) lines.push(["Manages", rate(c.service_per_second)]);
   if (c.processing.mean_seconds != null) lines.push(["A message takes", span(c.processing.mean_seconds)], ["At most", span(c.processing.max_seconds)]);
-  if (c.last_success_timestamp_seconds) lines.push(["Last success", `${span(Math.max(0, Math.floor(hubNow() - c.last_success_timestamp_seconds)))} ago`]);
+  if (c.last_success_timestamp_seconds) lines.push(["Last success", `${age(hubNow() - c.last_success_timestamp_seconds)} ago`]);
   if (c.forecast_accuracy) lines.push(["Forecasts right", percent(c.forecast_accuracy.contained_ratio)]);
   return lines;
 }
@@ -773,7 +785,7 @@ function drawDetail() {
 
 /** A chart of the last ten minutes, with scales, and with what was at the time pointed at. */
 function chart(figure, names, values, live, scale, least, words, labels) {
-  const [left, foot, height] = [44, 18, 74];
+  const [left, head, foot, height] = [44, 10, 18, 76];
   const second = names.length > 1;
   const caption = make("figcaption");
   const texts = names.map((name, index) => {
@@ -785,12 +797,13 @@ function chart(figure, names, values, live, scale, least, words, labels) {
   const when = make("span", { className: "when" });
   caption.append(when);
   const picture = svg("svg", { role: "img" });
-  const grid = [0, 0.5, 1].map((part) => picture.appendChild(svg("line", { class: part ? "grid" : "grid base", x1: left })));
-  const ticks = [0, 0.5, 1].map(() => picture.appendChild(svg("text", { x: left - 6, "text-anchor": "end" })));
-  const hours = Array.from({ length: 5 }, () => picture.appendChild(svg("text", { "text-anchor": "middle", y: height + foot - 2 })));
-  const area = picture.appendChild(svg("path", { class: "area" }));
-  const lines = names.map((_, index) => picture.appendChild(svg("path", { class: index ? "second" : "line" })));
-  const cursor = picture.appendChild(svg("line", { class: "cursor", y1: 0, y2: height, visibility: "hidden" }));
+  const plot = picture.appendChild(svg("g", { transform: `translate(0 ${head})` }));
+  const grid = [0, 0.5, 1].map((part) => plot.appendChild(svg("line", { class: part ? "grid" : "grid base", x1: left })));
+  const ticks = [0, 0.5, 1].map(() => plot.appendChild(svg("text", { x: left - 6, "text-anchor": "end" })));
+  const hours = Array.from({ length: 5 }, () => plot.appendChild(svg("text", { "text-anchor": "middle", y: height + foot - 2 })));
+  const area = plot.appendChild(svg("path", { class: "area" }));
+  const lines = names.map((_, index) => plot.appendChild(svg("path", { class: index ? "second" : "line" })));
+  const cursor = plot.appendChild(svg("line", { class: "cursor", y1: 0, y2: height, visibility: "hidden" }));
   figure.replaceChildren(caption, picture);
   let [width, pointed] = [0, null];
   const size = new ResizeObserver(([entry]) => {
@@ -1174,9 +1187,8 @@ function live(is) {
 }
 
 function drawLink() {
-  const age = span(Math.max(1, Math.floor((Date.now() - lastAt) / 1000)));
   if (!stale && everLive) say($("link-words"), "Live");
-  else if (everLive) say($("link-words"), `No connection; what is shown is ${age} old. Trying again`);
+  else if (everLive) say($("link-words"), `No connection; what is shown is ${age((Date.now() - lastAt) / 1000)} old. Trying again`);
   else say($("link-words"), stale ? "The hub does not answer. Trying again" : "Connecting");
 }
 
