@@ -76,6 +76,9 @@ enum Command {
     Resume(steer::Resume),
     Skip(steer::Skip),
     Replay(steer::Replay),
+    Drain(steer::Drain),
+    #[command(name = "log-level")]
+    SetLogLevel(steer::SetLogLevel),
     #[command(subcommand)]
     Dead(dead::Command),
     #[command(subcommand)]
@@ -182,6 +185,8 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Resume(resume) => resume.run(&registry),
         Command::Skip(skip) => skip.run(&registry),
         Command::Replay(replay) => replay.run(&registry),
+        Command::Drain(drain) => drain.run(&registry),
+        Command::SetLogLevel(level) => level.run(&registry),
         Command::Config(config) => config.run(&registry),
         Command::Kinds(kinds) => kinds.run(&registry),
     };

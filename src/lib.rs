@@ -77,6 +77,8 @@ pub mod monitor;
 
 #[cfg(feature = "http")]
 pub mod probes;
+#[cfg(feature = "http")]
+pub mod token;
 
 #[cfg(feature = "http")]
 pub mod control;

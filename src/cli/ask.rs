@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::{ConfigArgs, Failure, say};
 use crate::config::Config;
@@ -49,7 +49,8 @@ impl HubArgs {
         self.config.as_ref().map(load).transpose()
     }
 
-    /// Where the hub answers: its HTTP address if it has one, which other users may read as well.
+    /// Where the hub answers: its HTTP address if it has one without TLS, which other users may read
+    /// as well.
     pub(super) fn find(&self, registry: &Registry) -> Result<Address, Failure> {
         if let Some(hub) = &self.hub {
             return Address::read(hub).map_err(Failure::usage);
@@ -57,9 +58,9 @@ impl HubArgs {
         let Some(Config { hub, .. }) = self.config(registry)? else {
             return Err(Failure::usage("give --config FILE or --hub URL|PATH"));
         };
-        match (hub.http.is_empty(), hub.data_dir) {
-            (false, _) => Ok(Address::Http(hub.http)),
-            (true, dir) => Ok(Address::Socket(data_dir::control(&dir))),
+        match hub.http_tls.is_none() && !hub.http.is_empty() {
+            true => Ok(Address::Http(hub.http)),
+            false => Ok(Address::Socket(data_dir::control(&hub.data_dir))),
         }
     }
 }
@@ -175,8 +176,11 @@ impl Address {
         };
         match head.split(' ').nth(1) {
             Some("200") => serde_json::from_str(body).map_err(|error| strange(&error)),
-            Some("404" | "405") => Err(strange(&"it does not know this request")),
-            Some(_) => Err(Unanswered::Refused(body.trim_end().into())),
+            Some(status) => match (status, serde_json::from_str(body)) {
+                (_, Ok(Fault { error })) => Err(Unanswered::Refused(error)),
+                ("404" | "405", _) => Err(strange(&"it does not know this request")),
+                _ => Err(Unanswered::Refused(body.trim_end().into())),
+            },
             None => Err(strange(&"that is not HTTP")),
         }
     }
@@ -222,6 +226,12 @@ impl Address {
             }
         }
     }
+}
+
+/// Why a hub refuses, as it says it.
+#[derive(Deserialize)]
+struct Fault {
+    error: String,
 }
 
 fn connect(path: &Path) -> std::io::Result<UnixStream> {

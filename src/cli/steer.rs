@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{ArgGroup, Args};
+use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::json;
 
 use super::ask::{Address, Unanswered};
@@ -254,5 +254,47 @@ impl Replay {
         let consumer = self.consumer.clone();
         let data = self.data.find(registry)?;
         tell(&data.act(&Action::Replay { consumer, from })?, self.json)
+    }
+}
+
+/// Stops a hub as SIGTERM does: no more intake, then empty queues or the deadline.
+///
+/// Returns as soon as the hub has been told; `hub.stop_deadline` says how long it may take.
+#[derive(Args)]
+#[command(after_help = "Example:\n  weir drain --config weir.toml")]
+pub(super) struct Drain {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Print the outcome as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Drain {
+    pub(super) fn run(&self, registry: &Registry) -> Result<(), Failure> {
+        let data = self.data.find(registry)?;
+        tell(&data.act(&Action::Drain)?, self.json)
+    }
+}
+
+/// Has a running hub log more, or less, until it ends.
+#[derive(Args)]
+#[command(after_help = "Example:\n  weir log-level debug --config weir.toml")]
+pub(super) struct SetLogLevel {
+    /// How much.
+    level: super::LogLevel,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Print the outcome as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl SetLogLevel {
+    pub(super) fn run(&self, registry: &Registry) -> Result<(), Failure> {
+        let level = self.level.to_possible_value();
+        let level = level.map_or(String::new(), |value| value.get_name().to_owned());
+        let data = self.data.find(registry)?;
+        tell(&data.act(&Action::LogLevel { level })?, self.json)
     }
 }
