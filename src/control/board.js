@@ -1,7 +1,8 @@
 // The board: what the hub says of itself once a second, drawn; and the dialogs that tell it things.
 //
-// 1. Only what changed is written to the page, and only in rows that can be seen: an update of 200
-//    consumers touches some dozen texts. Nothing here asks the browser for a layout.
+// 1. Only what changed is written to the page, and lines are drawn only in rows that can be seen:
+//    an update of 200 consumers touches some dozen texts. (Texts of the others are kept up to date,
+//    for who has the page read aloud.) Nothing here asks the browser for a layout.
 // 2. Nothing from the hub becomes markup: topics, causes and payloads are set as text.
 // 3. Old figures are never shown as if they were new ones.
 // 4. Nothing is done before a dialog has said what will happen.
@@ -12,15 +13,28 @@ const $ = (id) => document.getElementById(id);
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const clockFormat = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
-const secondsFormat = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const secondsFormat = new Intl.DateTimeFormat("en-GB", {
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+});
 const dayFormat = new Intl.DateTimeFormat("en-GB", { weekday: "short" });
 const dateFormat = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
 
 /** Worst last, as the hub has them. */
 const HEALTHS = ["ok", "paused", "behind", "falling_behind", "stalled", "halted"];
-const STATES = ["working", "rate_limited", "lane_wait", "backing_off", "rebuilding", "paused", "halted", "stopped", "idle"];
-const WORDS = { backing_off: "waiting to retry", lane_wait: "waiting for its lane" };
-const word = (name) => WORDS[name] ?? name.replaceAll("_", " ");
+const STATES = [
+  "working",
+  "rate_limited",
+  "lane_wait",
+  "backing_off",
+  "rebuilding",
+  "paused",
+  "halted",
+  "stopped",
+  "idle",
+];
+const word = (name) => name.replaceAll("_", " ");
 
 function count(n) {
   if (n < 1e6) return whole.format(n);
@@ -46,7 +60,8 @@ function span(s) {
   if (s < 0.1) return `${Math.round(s * 1000)} ms`;
   if (s < 10) return `${s.toFixed(1)} s`;
   if (s < 60) return `${Math.floor(s)} s`;
-  const two = (big, unit, small, of) => (small ? `${big} ${unit} ${small} ${of}` : `${big} ${unit}`);
+  const two = (big, unit, small, of) =>
+    small ? `${big} ${unit} ${small} ${of}` : `${big} ${unit}`;
   const minutes = Math.floor(s / 60);
   if (s < 600) return two(minutes, "min", Math.floor(s % 60), "s");
   if (s < 3600) return `${minutes} min`;
@@ -84,7 +99,7 @@ function forecast(c) {
       return c.queue_messages ? "keeps up" : "empty";
     case "draining": {
       const { low_seconds: low, high_seconds: high, likely_seconds: likely } = drain;
-      if (high == null) return `clears ${clock(now + low)} at the earliest, perhaps never`;
+      if (high == null) return `clears after ${clock(now + low)}, if ever`;
       if (high < 100) return `clears in about ${Math.max(1, Math.round(likely))} s`;
       const [from, to] = [clock(now + low), clock(now + high)];
       return from === to ? `clears ${from}` : `clears ${from}–${to}`;
@@ -182,7 +197,8 @@ async function ask(path, options = {}) {
   try {
     answer = await fetch(path, { cache: "no-store", redirect: "error", ...options, headers });
   } catch (error) {
-    if (options.method === "POST") throw new Error("The hub does not answer; whether it was done is not known.");
+    if (options.method === "POST")
+      throw new Error("The hub does not answer; whether it was done is not known.");
     throw error;
   }
   if (!answer.ok) {
@@ -198,14 +214,17 @@ async function ask(path, options = {}) {
   return answer;
 }
 
-const read = async (path, signal = AbortSignal.timeout(20_000)) => (await ask(path, { signal })).json();
+const read = async (path, signal = AbortSignal.timeout(20_000)) =>
+  (await ask(path, { signal })).json();
 const order = async (path, body) =>
-  (await ask(path, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-    signal: AbortSignal.timeout(60_000),
-  })).json();
+  (
+    await ask(path, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(body),
+      signal: AbortSignal.timeout(60_000),
+    })
+  ).json();
 const at = (name, rest) => `/v1/consumers/${encodeURIComponent(name)}/${rest}`;
 
 // The past: ten minutes, from the hub at first, then from what it says each second.
@@ -216,7 +235,12 @@ const GAP = 16;
 let past = { at: [], of: new Map() };
 let skew = 0; // the hub's clock is ahead of ours by so many seconds
 const hubNow = () => Date.now() / 1000 + skew;
-const nothing = (length) => ({ depth: Array(length).fill(null), lag: Array(length).fill(null), in: Array(length).fill(null), out: Array(length).fill(null) });
+const nothing = (length) => ({
+  depth: Array(length).fill(null),
+  lag: Array(length).fill(null),
+  in: Array(length).fill(null),
+  out: Array(length).fill(null),
+});
 
 async function readPast(signal) {
   const answer = await ask("/v1/history", { signal });
@@ -226,7 +250,12 @@ async function readPast(signal) {
   const history = await answer.json();
   past = {
     at: history.at,
-    of: new Map(history.consumers.map((c) => [c.name, { depth: c.queue_messages, lag: c.lag_seconds, in: c.in, out: c.out }])),
+    of: new Map(
+      history.consumers.map((c) => [
+        c.name,
+        { depth: c.queue_messages, lag: c.lag_seconds, in: c.in, out: c.out },
+      ]),
+    ),
   };
 }
 
@@ -246,7 +275,8 @@ function addPoint() {
   const old = past.at.findIndex((t) => t >= now - WINDOW - 10);
   if (old < 1) return;
   past.at.splice(0, old);
-  for (const own of past.of.values()) for (const points of Object.values(own)) points.splice(0, old);
+  for (const own of past.of.values())
+    for (const points of Object.values(own)) points.splice(0, old);
 }
 
 /** The round number that is the top of a scale. */
@@ -262,7 +292,8 @@ function topTime(values, live, least) {
   for (const value of values) if (value > most) most = value;
   return TIMES.find((step) => step >= most) ?? Math.ceil(most / 86400) * 86400;
 }
-const briefTime = (s) => (s < 60 ? `${s} s` : s < 3600 ? `${s / 60} min` : s < 86400 ? `${s / 3600} h` : `${s / 86400} d`);
+const briefTime = (s) =>
+  s < 60 ? `${s} s` : s < 3600 ? `${s / 60} min` : s < 86400 ? `${s / 3600} h` : `${s / 86400} d`;
 
 /** The line through the points, broken where there were none, and what is below it. */
 function paths(values, live, now, width, height, most, left = 0) {
@@ -305,27 +336,37 @@ function drawTop() {
   const all = status.consumers;
   const sum = (of) => all.reduce((total, c) => total + of(c), 0);
   say($("hub"), status.hub);
-  say($("uptime"), `up ${span(Math.floor(status.uptime_seconds))}`);
+  say($("uptime"), `up ${age(status.uptime_seconds)}`);
   say($("total-waiting"), count(sum((c) => c.queue_messages)));
   say($("total-lag"), span(Math.max(0, ...all.map((c) => c.lag_seconds))));
   say($("total-in"), rate(sum((c) => c.rates.in)));
   say($("total-out"), rate(sum((c) => c.rates.out)));
   say($("total-dead"), count(sum((c) => c.dead_letters)));
-  const bad = all.filter((c) => HEALTHS.indexOf(c.health) > 2).length;
-  const worst = Math.max(0, ...all.map((c) => HEALTHS.indexOf(c.health)));
-  drawIcon(stale ? "stale" : HEALTHS[worst]);
-  const title = `${stale ? "? " : bad ? `(${bad}) ` : ""}${status.hub} · weir`;
-  if (document.title !== title) document.title = title;
   drawIntake();
   drawHealths();
 }
 
-const ICONS = { ok: "2f9e63", paused: "6b82bf", behind: "c9a21a", falling_behind: "e07b2a", stalled: "d6323f", halted: "99152a", stale: "8a949c" };
+const ICONS = {
+  ok: "2f9e63",
+  paused: "6b82bf",
+  behind: "c9a21a",
+  falling_behind: "e07b2a",
+  stalled: "d6323f",
+  halted: "99152a",
+  stale: "8a949c",
+};
 
-/** The worst health as the tab's icon: seen also when the page is not. */
-function drawIcon(worst) {
-  const bars = [9, 14, 20].map((height, index) => `<path d="M${7 + 9 * index} 27v-${height}"/>`).join("");
-  const drawing = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" stroke="#${ICONS[worst]}" stroke-width="6" stroke-linecap="round">${bars}</svg>`;
+/** What is seen of the page when another one is in front of it. */
+function drawTab() {
+  const worst = Math.max(0, ...status.consumers.map((c) => HEALTHS.indexOf(c.health)));
+  const bad = status.consumers.filter((c) => HEALTHS.indexOf(c.health) > 2).length;
+  const title = `${stale ? "? " : bad ? `(${bad}) ` : ""}${status.hub} · weir`;
+  if (document.title !== title) document.title = title;
+  const bars = [9, 14, 20]
+    .map((height, index) => `<path d="M${7 + 9 * index} 27v-${height}"/>`)
+    .join("");
+  const colour = ICONS[stale ? "stale" : HEALTHS[worst]];
+  const drawing = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" stroke="#${colour}" stroke-width="6" stroke-linecap="round">${bars}</svg>`;
   mark($("icon"), "href", `data:image/svg+xml,${encodeURIComponent(drawing)}`);
 }
 
@@ -338,35 +379,82 @@ function intake() {
     const doubt = ends.some((end) => end.loss === "possible");
     const facts = [`${count(source.received)} received`];
     if (source.lag_seconds != null) facts.push(`${span(source.lag_seconds)} under way`);
-    if (loose.length && ends.length > 1) facts.push(`not connected: ${loose.map((end) => end.endpoint).join(", ")}`);
+    if (loose.length && ends.length > 1)
+      facts.push(`not connected: ${loose.map((end) => end.endpoint).join(", ")}`);
     if (gaps) facts.push(`${count(gaps)} lost before the hub`);
-    else if (doubt) facts.push(many(ends.reduce((sum, end) => sum + end.reconnects, 0), "reconnection"));
+    else if (doubt)
+      facts.push(
+        many(
+          ends.reduce((sum, end) => sum + end.reconnects, 0),
+          "reconnection",
+        ),
+      );
     if (refused) facts.push(`${count(refused)} refused`);
     return {
-      is: loose.length && loose.length === ends.length ? "bad" : loose.length || gaps || doubt ? "doubt" : "good",
-      mark: loose.length ? (loose.length === ends.length ? "cut off" : "partly cut off") : gaps ? "lossy" : doubt ? "loss possible" : "connected",
-      name: ends.length ? ends[0].endpoint + (ends.length > 1 ? ` and ${ends.length - 1} more` : "") : `source ${source.source}`,
+      is:
+        loose.length && loose.length === ends.length
+          ? "bad"
+          : loose.length || gaps || doubt
+            ? "doubt"
+            : "good",
+      mark: loose.length
+        ? loose.length === ends.length
+          ? "cut off"
+          : "partly cut off"
+        : gaps
+          ? "lossy"
+          : doubt
+            ? "loss possible"
+            : "connected",
+      name: ends.length
+        ? ends[0].endpoint + (ends.length > 1 ? ` and ${ends.length - 1} more` : "")
+        : `source ${source.source}`,
       facts,
     };
   });
   const journal = status.journal;
-  if (!journal) lines.push({ is: "good", mark: "no journal", name: "", facts: ["what waits is lost when the hub stops"] });
+  if (!journal)
+    lines.push({
+      is: "good",
+      mark: "no journal",
+      name: "",
+      facts: ["what waits is lost when the hub stops"],
+    });
   else {
     const behind = journal.end - journal.durable;
-    const facts = [`${bytes(journal.bytes)} in ${many(journal.segments, "segment")}`, `${count(Math.max(0, behind))} not synced yet`];
+    const facts = [
+      `${bytes(journal.bytes)} in ${many(journal.segments, "segment")}`,
+      `${count(Math.max(0, behind))} not synced yet`,
+    ];
     const wrong = journal.write_errors + journal.sync_errors;
     if (journal.state === "failed") facts.unshift(journal.why);
     if (wrong) facts.push(`${many(wrong, "error")} of the disk`);
     if (journal.unjournaled) facts.push(`${count(journal.unjournaled)} not written`);
     if (journal.corrupt_messages) facts.push(`${count(journal.corrupt_messages)} damaged`);
     const doubt = wrong || journal.unjournaled || journal.corrupt_ranges;
-    lines.push({ is: journal.state === "failed" ? "bad" : doubt ? "doubt" : "good", mark: journal.state === "failed" ? "failed" : "writing", name: "Journal", facts });
+    lines.push({
+      is: journal.state === "failed" ? "bad" : doubt ? "doubt" : "good",
+      mark: journal.state === "failed" ? "failed" : "writing",
+      name: "Journal",
+      facts,
+    });
   }
   for (const producer of status.producers ?? []) {
     if (!producer.failed_in_a_row) continue;
-    lines.push({ is: "doubt", mark: "failing", name: producer.name, facts: [`failed ${count(producer.failed_in_a_row)} times in a row`] });
+    lines.push({
+      is: "doubt",
+      mark: "failing",
+      name: producer.name,
+      facts: [`failed ${count(producer.failed_in_a_row)} times in a row`],
+    });
   }
-  if (status.publish?.refused) lines.push({ is: "doubt", mark: "refused", name: "Publishing", facts: [`${count(status.publish.refused)} refused, ${count(status.publish.sent)} sent`] });
+  if (status.publish?.refused)
+    lines.push({
+      is: "doubt",
+      mark: "refused",
+      name: "Publishing",
+      facts: [`${count(status.publish.refused)} refused, ${count(status.publish.sent)} sent`],
+    });
   return lines;
 }
 
@@ -377,7 +465,15 @@ function drawIntake() {
   lines.forEach((line, index) => {
     const item =
       list.children[index] ??
-      list.appendChild(make("li", {}, make("span", { className: "mark" }), make("b"), make("span", { className: "rest" })));
+      list.appendChild(
+        make(
+          "li",
+          {},
+          make("span", { className: "mark" }),
+          make("b"),
+          make("span", { className: "rest" }),
+        ),
+      );
     if (item.className !== line.is) item.className = line.is;
     const [is, name, rest] = item.children;
     say(is, line.mark);
@@ -396,7 +492,13 @@ function drawHealths() {
       ...HEALTHS.toReversed().map((health) => {
         const button = make(
           "button",
-          { type: "button", className: "health", "data-health": health, "aria-pressed": "false", hidden: true },
+          {
+            type: "button",
+            className: "health",
+            "data-health": health,
+            "aria-pressed": "false",
+            hidden: true,
+          },
           svg("svg", { "aria-hidden": "true" }),
           make("span"),
         );
@@ -437,13 +539,31 @@ const seen = new IntersectionObserver(
 function newRow(c) {
   const node = clone("row").firstElementChild;
   const find = (selector) => node.querySelector(selector);
-  const line = (of) => ({ line: find(`${of} .line`), area: find(`${of} .area`), scale: find(`${of} .scale`) });
+  const line = (of) => ({
+    line: find(`${of} .line`),
+    area: find(`${of} .area`),
+    scale: find(`${of} .scale`),
+  });
   const row = {
-    c, node, visible: false, spent: [],
-    open: find(".open"), kind: find(".kind"), health: find(".health"), forecast: find(".forecast"),
-    depth: find(".depth .number"), depthLine: line(".depth"), lag: find(".lag .number"), lagLine: line(".lag"),
-    in: find(".in"), out: find(".out"), failed: find(".failed"), dead: find(".dead"),
-    bar: find(".bar"), mostly: find(".mostly"), pause: find(".pause"),
+    c,
+    node,
+    visible: false,
+    spent: [],
+    open: find(".open"),
+    kind: find(".kind"),
+    health: find(".health"),
+    forecast: find(".forecast"),
+    depth: find(".depth .number"),
+    depthLine: line(".depth"),
+    lag: find(".lag .number"),
+    lagLine: line(".lag"),
+    in: find(".in"),
+    out: find(".out"),
+    failed: find(".failed"),
+    dead: find(".dead"),
+    bar: find(".bar"),
+    mostly: find(".mostly"),
+    pause: find(".pause"),
   };
   node.dataset.name = c.name;
   row.open.textContent = c.name;
@@ -488,7 +608,7 @@ function drawRow(row) {
   number(row.dead, c.dead_letters, count(c.dead_letters));
   row.dead.classList.toggle("some", c.dead_letters > 0);
   const own = past.of.get(c.name);
-  if (own) {
+  if (own && row.visible) {
     spark(row.depthLine, own.depth, c.queue_messages, now, top, brief, 10);
     spark(row.lagLine, own.lag, c.lag_seconds, now, topTime, briefTime, 5);
   }
@@ -496,7 +616,11 @@ function drawRow(row) {
   drawBar(row.bar, shares);
   const text = shares.slice(0, 2).map(([state, ratio]) => `${percent(ratio)} ${word(state)}`);
   say(row.mostly, text[0] ?? "");
-  mark(row.mostly, "title", `${text.join(", ")}${c.workers > 1 ? `, of ${c.workers} workers` : ""}`);
+  mark(
+    row.mostly,
+    "title",
+    `${text.join(", ")}${c.workers > 1 ? `, of ${c.workers} workers` : ""}`,
+  );
   const paused = c.state === "paused" || c.health === "paused";
   say(row.pause, paused ? "Resume" : "Pause");
   mark(row.pause, "aria-label", `${paused ? "Resume" : "Pause"} ${c.name}`);
@@ -504,7 +628,9 @@ function drawRow(row) {
 
 const ORDERS = {
   // Among those that are well nobody is worse: by name, so that they stand still.
-  worst: (a, b) => HEALTHS.indexOf(b.health) - HEALTHS.indexOf(a.health) || (HEALTHS.indexOf(a.health) > 1 ? Math.round(b.lag_seconds) - Math.round(a.lag_seconds) : 0),
+  worst: (a, b) =>
+    HEALTHS.indexOf(b.health) - HEALTHS.indexOf(a.health) ||
+    (HEALTHS.indexOf(a.health) > 1 ? Math.round(b.lag_seconds) - Math.round(a.lag_seconds) : 0),
   name: () => 0,
   lag: (a, b) => b.lag_seconds - a.lag_seconds,
   depth: (a, b) => b.queue_messages - a.queue_messages,
@@ -524,7 +650,9 @@ function arrange(now = false) {
   const text = $("filter").value.trim().toLowerCase();
   const order = ORDERS[$("sort").value];
   const fits = (c) => c.name.toLowerCase().includes(text) && (!chosen.size || chosen.has(c.health));
-  const wanted = status.consumers.filter(fits).sort((a, b) => order(a, b) || byName(a.name, b.name));
+  const wanted = status.consumers
+    .filter(fits)
+    .sort((a, b) => order(a, b) || byName(a.name, b.name));
   const names = wanted.map((c) => c.name);
   const held = !now && performance.now() - handled < HOLD && list.children.length === names.length;
   if (!held) {
@@ -536,10 +664,14 @@ function arrange(now = false) {
       if (list.children[index] !== node) list.insertBefore(node, list.children[index] ?? null);
     });
     // To move it takes the focus from it.
-    if (focused && document.activeElement !== focused && focused.isConnected) focused.focus({ preventScroll: true });
+    if (focused && document.activeElement !== focused && focused.isConnected)
+      focused.focus({ preventScroll: true });
   }
   const all = status.consumers.length;
-  say($("shown"), names.length === all ? many(all, "consumer") : `${names.length} of ${many(all, "consumer")}`);
+  say(
+    $("shown"),
+    names.length === all ? many(all, "consumer") : `${names.length} of ${many(all, "consumer")}`,
+  );
   const empty = $("empty");
   empty.hidden = names.length > 0;
   if (!empty.hidden && empty.dataset.of !== text) {
@@ -552,7 +684,11 @@ function arrange(now = false) {
       arrange(true);
       $("filter").focus();
     });
-    empty.replaceChildren(text ? `No consumer has “${text}” in its name.` : "No consumer is like that now.", " ", all);
+    empty.replaceChildren(
+      text ? `No consumer has “${text}” in its name.` : "No consumer is like that now.",
+      " ",
+      all,
+    );
   }
 }
 
@@ -579,6 +715,7 @@ function take(next) {
     rows.delete(name);
   }
   addPoint();
+  drawTab();
   if (!drawn) {
     drawn = true;
     requestAnimationFrame(draw);
@@ -590,12 +727,12 @@ function draw() {
   performance.mark("draw");
   drawTop();
   arrange();
-  for (const row of rows.values()) if (row.visible) drawRow(row);
+  for (const row of rows.values()) drawRow(row);
   drawDetail();
   if ($("main").hasAttribute("aria-busy")) {
     $("main").removeAttribute("aria-busy");
-    const name = decodeURIComponent(location.hash.replace(/^#\/?/, ""));
-    if (rows.has(name)) show(name);
+    const open = [...rows.keys()].find((name) => place(name) === location.hash);
+    if (open) show(open);
   }
   performance.measure("update", "draw");
   performance.clearMarks("draw");
@@ -604,6 +741,8 @@ function draw() {
 // One consumer in detail.
 
 let detail = null;
+/** The address of a consumer's details on this page. */
+const place = (name) => `#/${encodeURIComponent(name)}`;
 
 function show(name) {
   const row = rows.get(name);
@@ -613,12 +752,45 @@ function show(name) {
     const node = $("detail");
     node.replaceChildren(clone("detail-body"));
     const find = (selector) => node.querySelector(selector);
-    detail = { name, find, why: null, charts: [], letters: { list: null, more: false, of: 0, reason: "" } };
+    detail = {
+      name,
+      find,
+      why: null,
+      charts: [],
+      letters: { list: null, more: false, of: 0, reason: "" },
+    };
     const own = () => past.of.get(name) ?? nothing(past.at.length);
     detail.charts = [
-      chart(find('[data-of="depth"]'), ["Depth"], () => [own().depth], (c) => [c.queue_messages], top, 10, count, brief),
-      chart(find('[data-of="lag"]'), ["Lag"], () => [own().lag], (c) => [c.lag_seconds], topTime, 5, span, briefTime),
-      chart(find('[data-of="rates"]'), ["In", "Out"], () => [own().in, own().out], (c) => [c.rates.in, c.rates.out], top, 1, rate, (r) => `${brief(r)}/s`),
+      chart(
+        find('[data-of="depth"]'),
+        ["Depth"],
+        () => [own().depth],
+        (c) => [c.queue_messages],
+        top,
+        10,
+        count,
+        brief,
+      ),
+      chart(
+        find('[data-of="lag"]'),
+        ["Lag"],
+        () => [own().lag],
+        (c) => [c.lag_seconds],
+        topTime,
+        5,
+        span,
+        briefTime,
+      ),
+      chart(
+        find('[data-of="rates"]'),
+        ["In", "Out"],
+        () => [own().in, own().out],
+        (c) => [c.rates.in, c.rates.out],
+        top,
+        1,
+        rate,
+        (r) => `${brief(r)}/s`,
+      ),
     ];
     find("h2").textContent = name;
     find(".close").addEventListener("click", () => hide());
@@ -634,7 +806,7 @@ function show(name) {
     find(".letters .more").addEventListener("click", () => readLetters(true));
     row.node.dataset.open = "";
     row.open.setAttribute("aria-expanded", "true");
-    history.replaceState(null, "", `#/${encodeURIComponent(name)}`);
+    history.replaceState(null, "", place(name));
     node.hidden = false;
     node.scrollTop = 0;
     drawDetail();
@@ -667,7 +839,8 @@ function hide(back = true) {
 const narrow = matchMedia("(max-width: 1000px)");
 function coverPage() {
   const covered = Boolean(detail) && narrow.matches;
-  for (const node of [...document.querySelectorAll("header, .totals, .tools, .list, footer")]) node.inert = covered;
+  for (const node of [...document.querySelectorAll("header, .totals, .tools, .list, footer")])
+    node.inert = covered;
 }
 narrow.addEventListener("change", coverPage);
 
@@ -690,7 +863,9 @@ async function readWhy() {
 function prose(node, text) {
   if (node.dataset.text === text) return;
   node.dataset.text = text;
-  node.replaceChildren(...text.split("`").map((part, index) => (index % 2 ? make("code", {}, part) : part)));
+  node.replaceChildren(
+    ...text.split("`").map((part, index) => (index % 2 ? make("code", {}, part) : part)),
+  );
 }
 
 function fill(body, lines) {
@@ -698,7 +873,19 @@ function fill(body, lines) {
   if (body.dataset.key === key) return;
   body.dataset.key = key;
   body.replaceChildren(
-    ...lines.map((cells) => make("tr", {}, ...cells.map((cell, index) => make("td", { className: index && index >= cells.length - cells.right ? "right" : "" }, cell)))),
+    ...lines.map((cells) =>
+      make(
+        "tr",
+        {},
+        ...cells.map((cell, index) =>
+          make(
+            "td",
+            { className: index && index >= cells.length - cells.right ? "right" : "" },
+            cell,
+          ),
+        ),
+      ),
+    ),
   );
 }
 const line = (right, ...cells) => Object.assign(cells, { right });
@@ -708,23 +895,55 @@ function drawWhy() {
   if (!why) return;
   prose(find(".reason"), why.reason);
   prose(find(".advice"), why.advice);
-  say(find("#detail-time small"), `in the last ${span(Math.max(1, Math.round(why.over_seconds)))}`);
-  const shares = why.time.filter((share) => share.ratio >= 0.005).map((share) => [share.state, share.ratio]);
+  say(find("#detail-time small"), `in the last ${age(Math.max(1, why.over_seconds))}`);
+  const shares = why.time
+    .filter((share) => share.ratio >= 0.005)
+    .map((share) => [share.state, share.ratio]);
   drawBar(find("section .bar"), shares);
   const legend = find(".legend");
   const key = JSON.stringify(shares.map(([state, ratio]) => [state, percent(ratio)]));
   if (legend.dataset.key !== key) {
     legend.dataset.key = key;
-    legend.replaceChildren(...shares.map(([state, ratio]) => make("li", {}, make("i", { "data-state": state }), `${word(state)} ${percent(ratio)}`)));
+    legend.replaceChildren(
+      ...shares.map(([state, ratio]) =>
+        make("li", {}, make("i", { "data-state": state }), `${word(state)} ${percent(ratio)}`),
+      ),
+    );
   }
   const hand = find(".hand");
   hand.hidden = !why.in_hand.length;
-  fill(hand.tBodies[0], why.in_hand.map((one) => line(1, `${one.worker + 1}`, word(one.state), `${one.seq}${one.topic ? ` ${one.topic}` : ""}`, span(one.for_seconds))));
+  fill(
+    hand.tBodies[0],
+    why.in_hand.map((one) =>
+      line(
+        1,
+        `${one.worker + 1}`,
+        word(one.state),
+        `${one.seq}${one.topic ? ` ${one.topic}` : ""}`,
+        span(one.for_seconds),
+      ),
+    ),
+  );
   const ago = (ns) => `${age(hubNow() - ns / 1e9)} ago`;
   for (const [name, lines] of [
     ["failures", why.failures.map((one) => line(2, one.cause, count(one.times), ago(one.at_ns)))],
-    ["slowest", why.slowest.map((one) => line(2, `${one.topic}${one.messages > 1 ? ` (${one.messages} messages)` : ""}`, span(one.seconds), ago(one.at_ns)))],
-    ["costly", why.topics.map((one) => line(2, one.topic, count(Math.round(one.messages)), span(one.seconds)))],
+    [
+      "slowest",
+      why.slowest.map((one) =>
+        line(
+          2,
+          `${one.topic}${one.messages > 1 ? ` (${one.messages} messages)` : ""}`,
+          span(one.seconds),
+          ago(one.at_ns),
+        ),
+      ),
+    ],
+    [
+      "costly",
+      why.topics.map((one) =>
+        line(2, one.topic, count(Math.round(one.messages)), span(one.seconds)),
+      ),
+    ],
   ]) {
     const part = find(`.${name}`);
     part.hidden = !lines.length;
@@ -742,16 +961,24 @@ function ledger(c) {
     ["Retried", count(c.retried)],
     ["Dead-lettered", count(c.dead_lettered), c.dead_lettered],
   ];
-  for (const [reason, n] of Object.entries(c.dropped)) if (n) lines.push([`Dropped: ${word(reason)}`, count(n), n]);
+  for (const [reason, n] of Object.entries(c.dropped))
+    if (n) lines.push([`Dropped: ${word(reason)}`, count(n), n]);
   if (c.panics) lines.push(["Panics", count(c.panics), c.panics]);
   if (c.retrying) lines.push(["Retrying", count(c.retrying)]);
   lines.push(["Queue", bytes(c.queue_bytes)]);
   if (c.behind_messages) lines.push(["Only in journal", count(c.behind_messages)]);
-  if (c.retention_used_ratio >= 0.01) lines.push(["Of retention", percent(c.retention_used_ratio), c.retention_used_ratio > 0.8]);
+  if (c.retention_used_ratio >= 0.01)
+    lines.push(["Of retention", percent(c.retention_used_ratio), c.retention_used_ratio > 0.8]);
   if (c.service_per_second) lines.push(["Manages", rate(c.service_per_second)]);
-  if (c.processing.mean_seconds != null) lines.push(["A message takes", span(c.processing.mean_seconds)], ["At most", span(c.processing.max_seconds)]);
-  if (c.last_success_timestamp_seconds) lines.push(["Last success", `${age(hubNow() - c.last_success_timestamp_seconds)} ago`]);
-  if (c.forecast_accuracy) lines.push(["Forecasts right", percent(c.forecast_accuracy.contained_ratio)]);
+  if (c.processing.mean_seconds != null)
+    lines.push(
+      ["A message takes", span(c.processing.mean_seconds)],
+      ["At most", span(c.processing.max_seconds)],
+    );
+  if (c.last_success_timestamp_seconds)
+    lines.push(["Last success", `${age(hubNow() - c.last_success_timestamp_seconds)} ago`]);
+  if (c.forecast_accuracy)
+    lines.push(["Forecasts right", percent(c.forecast_accuracy.contained_ratio)]);
   return lines;
 }
 
@@ -764,7 +991,10 @@ function drawDetail() {
   mark($("detail"), "data-health", c.health);
   showHealth(find(".health"), c.health);
   const topics = c.topics.map((topic) => topic || "everything").join(", ");
-  say(find(".meta"), `${forecast(c)} · ${c.kind} · ${word(c.state)} · ${many(c.workers, "worker")} · ${topics}`);
+  say(
+    find(".meta"),
+    `${forecast(c)} · ${c.kind} · ${word(c.state)} · ${many(c.workers, "worker")} · ${topics}`,
+  );
   const paused = c.health === "paused" || c.state === "paused";
   say(find('[data-act="pause"]'), paused ? "Resume…" : "Pause…");
   for (const one of detail.charts) one.draw();
@@ -779,7 +1009,12 @@ function drawDetail() {
   });
   say(find("#detail-letters small"), c.dead_letters ? count(c.dead_letters) : "");
   say(find(".letters .none"), c.dead_letters ? "" : "None.");
-  if (letters.of !== c.dead_letters && !letters.older && performance.now() - (letters.askedAt ?? 0) > 3000) readLetters();
+  if (
+    letters.of !== c.dead_letters &&
+    !letters.older &&
+    performance.now() - (letters.askedAt ?? 0) > 3000
+  )
+    readLetters();
   if (!stale && performance.now() - detail.askedAt > 3000) readWhy();
 }
 
@@ -798,12 +1033,22 @@ function chart(figure, names, values, live, scale, least, words, labels) {
   caption.append(when);
   const picture = svg("svg", { role: "img" });
   const plot = picture.appendChild(svg("g", { transform: `translate(0 ${head})` }));
-  const grid = [0, 0.5, 1].map((part) => plot.appendChild(svg("line", { class: part ? "grid" : "grid base", x1: left })));
-  const ticks = [0, 0.5, 1].map(() => plot.appendChild(svg("text", { x: left - 6, "text-anchor": "end" })));
-  const hours = Array.from({ length: 5 }, () => plot.appendChild(svg("text", { "text-anchor": "middle", y: height + foot - 2 })));
+  const grid = [0, 0.5, 1].map((part) =>
+    plot.appendChild(svg("line", { class: part ? "grid" : "grid base", x1: left })),
+  );
+  const ticks = [0, 0.5, 1].map(() =>
+    plot.appendChild(svg("text", { x: left - 6, "text-anchor": "end" })),
+  );
+  const hours = Array.from({ length: 5 }, () =>
+    plot.appendChild(svg("text", { "text-anchor": "middle", y: height + foot - 2 })),
+  );
   const area = plot.appendChild(svg("path", { class: "area" }));
-  const lines = names.map((_, index) => plot.appendChild(svg("path", { class: index ? "second" : "line" })));
-  const cursor = plot.appendChild(svg("line", { class: "cursor", y1: 0, y2: height, visibility: "hidden" }));
+  const lines = names.map((_, index) =>
+    plot.appendChild(svg("path", { class: index ? "second" : "line" })),
+  );
+  const cursor = plot.appendChild(
+    svg("line", { class: "cursor", y1: 0, y2: height, visibility: "hidden" }),
+  );
   figure.replaceChildren(caption, picture);
   let [width, pointed] = [0, null];
   const size = new ResizeObserver(([entry]) => {
@@ -853,7 +1098,10 @@ function chart(figure, names, values, live, scale, least, words, labels) {
     let text = "now";
     if (pointed !== null && past.at.length) {
       const t = now - WINDOW + ((Math.max(left, pointed) - left) / wide) * WINDOW;
-      const index = past.at.reduce((best, other, i) => (Math.abs(other - t) < Math.abs(past.at[best] - t) ? i : best), 0);
+      const index = past.at.reduce(
+        (best, other, i) => (Math.abs(other - t) < Math.abs(past.at[best] - t) ? i : best),
+        0,
+      );
       if (series[0][index] != null && Math.abs(past.at[index] - t) < GAP) {
         shown = series.map((own) => own[index]);
         text = secondsFormat.format(new Date((past.at[index] - skew) * 1000));
@@ -904,14 +1152,20 @@ async function readLetters(older = false) {
   if (mine === detail) drawLetters();
 }
 
-const shownLetters = () => (detail.letters.list ?? []).filter((letter) => !detail.letters.reason || letter.reason === detail.letters.reason);
+const shownLetters = () =>
+  (detail.letters.list ?? []).filter(
+    (letter) => !detail.letters.reason || letter.reason === detail.letters.reason,
+  );
 
 function drawLetters() {
   const { find, letters } = detail;
   const reasons = [...new Set((letters.list ?? []).map((letter) => letter.reason))].sort();
   const select = find(".reasons");
   if (letters.reason && !reasons.includes(letters.reason)) letters.reason = "";
-  select.replaceChildren(make("option", { value: "" }, "any"), ...reasons.map((reason) => make("option", { value: reason }, word(reason))));
+  select.replaceChildren(
+    make("option", { value: "" }, "any"),
+    ...reasons.map((reason) => make("option", { value: reason }, word(reason))),
+  );
   select.value = letters.reason;
   find(".letters-tools").hidden = !letters.list?.length;
   find(".letters .more").hidden = !letters.more;
@@ -922,7 +1176,10 @@ function drawLetters() {
     return kept.get(key) ?? newLetter(letter, key);
   });
   list.replaceChildren(...nodes);
-  say(find(".letters .none"), letters.wrong || (letters.list?.length || rows.get(detail.name).c.dead_letters ? "" : "None."));
+  say(
+    find(".letters .none"),
+    letters.wrong || (letters.list?.length || rows.get(detail.name).c.dead_letters ? "" : "None."),
+  );
 }
 
 function payload(letter) {
@@ -942,10 +1199,19 @@ function newLetter(letter, key) {
   find(".at").textContent = clock(aside - skew);
   find(".topic").textContent = letter.topic;
   find(".tag").textContent = letter.requeued ? "comes again" : word(letter.reason);
-  find(".causes").append(...letter.causes.map((cause) => make("li", {}, cause.times > 1 ? `${cause.text} (${cause.times} times)` : cause.text)));
-  find(".facts").textContent = `letter ${letter.id} · message ${letter.seq} · ${many(letter.attempts, "attempt")} · ${bytes(letter.payload_bytes)}`;
+  find(".causes").append(
+    ...letter.causes.map((cause) =>
+      make("li", {}, cause.times > 1 ? `${cause.text} (${cause.times} times)` : cause.text),
+    ),
+  );
+  find(".facts").textContent =
+    `letter ${letter.id} · message ${letter.seq} · ${many(letter.attempts, "attempt")} · ${bytes(letter.payload_bytes)}`;
   // Only of those that are looked at: there may be very many.
-  find("details").addEventListener("toggle", () => (find(".payload").textContent = payload(letter)), { once: true });
+  find("details").addEventListener(
+    "toggle",
+    () => (find(".payload").textContent = payload(letter)),
+    { once: true },
+  );
   const name = detail.name;
   find(".requeue").addEventListener("click", () => askLetter("requeue", name, letter));
   find(".purge").addEventListener("click", () => askLetter("purge", name, letter));
@@ -953,18 +1219,29 @@ function newLetter(letter, key) {
 }
 
 const LETTERS = {
-  requeue: { title: "Requeue", yes: "Requeue", after: "delivered again, after what waits now. One that fails again comes back here." },
-  purge: { title: "Delete", yes: "Delete", danger: true, after: "deleted for good. Nothing brings them back." },
+  requeue: {
+    title: "Requeue",
+    yes: "Requeue",
+    after: "delivered again, after what waits now. One that fails again comes back here.",
+  },
+  purge: {
+    title: "Delete",
+    yes: "Delete",
+    danger: true,
+    after: "deleted for good. Nothing brings them back.",
+  },
 };
 
 function askLetter(what, name, letter) {
   const { title, yes, danger } = LETTERS[what];
   confirm({
     title: `${title} letter ${letter.id}?`,
-    words: what === "requeue"
-      ? `Message ${letter.seq} (${letter.topic}) will be delivered to ${name} again. If it fails again, it comes back here.`
-      : `Message ${letter.seq} (${letter.topic}) will be deleted for good. ${name} will never get it.`,
-    yes, danger,
+    words:
+      what === "requeue"
+        ? `Message ${letter.seq} (${letter.topic}) will be delivered to ${name} again. If it fails again, it comes back here.`
+        : `Message ${letter.seq} (${letter.topic}) will be deleted for good. ${name} will never get it.`,
+    yes,
+    danger,
     run: () => order(`/v1/dead-letters/${what}`, { consumer: name, ids: [letter.id] }),
   });
 }
@@ -977,22 +1254,39 @@ function askLetters(what) {
   const exact = !letters.more;
   const which = letters.reason ? ` with the reason “${word(letters.reason)}”` : "";
   confirm({
-    title: exact ? `${title} ${many(these.length, "dead letter")} of ${name}?` : `${title} all dead letters of ${name}${which}?`,
+    title: exact
+      ? `${title} ${many(these.length, "dead letter")} of ${name}?`
+      : `${title} all dead letters of ${name}${which}?`,
     words: `${exact ? `The ${many(these.length, "letter")} shown here${which} will be` : `All${which}, also those that are not shown here and those that come until then, are`} ${after}`,
-    yes, danger,
-    run: () => order(`/v1/dead-letters/${what}`, exact ? { consumer: name, ids: these.map((letter) => letter.id) } : { consumer: name, ...(letters.reason && { reason: letters.reason }) }),
+    yes,
+    danger,
+    run: () =>
+      order(
+        `/v1/dead-letters/${what}`,
+        exact
+          ? { consumer: name, ids: these.map((letter) => letter.id) }
+          : { consumer: name, ...(letters.reason && { reason: letters.reason }) },
+      ),
   });
 }
 
 // What is asked before something is done.
 
-const waits = (c) => (c.queue_messages ? `${many(c.queue_messages, "message")} ${c.queue_messages === 1 ? "waits" : "wait"} for it now, the oldest for ${span(c.lag_seconds)}.` : "Nothing waits for it now.");
+const waits = (c) =>
+  c.queue_messages
+    ? `${many(c.queue_messages, "message")} ${c.queue_messages === 1 ? "waits" : "wait"} for it now, the oldest for ${span(c.lag_seconds)}.`
+    : "Nothing waits for it now.";
 
 function askPause(c) {
   const paused = c.health === "paused" || c.state === "paused";
   confirm(
     paused
-      ? { title: `Resume ${c.name}?`, words: `It gets messages again. ${waits(c)}`, yes: "Resume", run: () => order(at(c.name, "resume"), {}) }
+      ? {
+          title: `Resume ${c.name}?`,
+          words: `It gets messages again. ${waits(c)}`,
+          yes: "Resume",
+          run: () => order(at(c.name, "resume"), {}),
+        }
       : {
           title: `Pause ${c.name}?`,
           words: `It gets no messages until it is resumed, also after a restart of the hub. ${status.journal ? "What comes for it is kept in the journal, as long as the journal keeps anything." : "This hub has no journal: when its queue is full, messages are lost or the intake waits, as its overflow policy says."} Others are not touched. ${waits(c)}`,
@@ -1009,11 +1303,35 @@ function choices(list) {
   const group = make("div", { role: "radiogroup", "aria-labelledby": "ask-title" });
   const read = [];
   list.forEach(({ label, value, number, unit }, index) => {
-    const radio = make("input", { type: "radio", name: "choice", id: `choice-${index}`, checked: !index });
-    const input = number && make("input", { type: "number", min: "0", step: "any", value: number, "aria-label": label });
-    const units = unit && make("select", { "aria-label": "unit" }, ...Object.keys(UNITS).map((name) => make("option", { value: name, selected: name === unit }, name)));
-    for (const node of [input, units]) node?.addEventListener("focus", () => (radio.checked = true));
-    group.append(make("div", { className: "choice" }, radio, make("label", { htmlFor: radio.id }, label), ...[input, units].filter(Boolean)));
+    const radio = make("input", {
+      type: "radio",
+      name: "choice",
+      id: `choice-${index}`,
+      checked: !index,
+    });
+    const input =
+      number &&
+      make("input", { type: "number", min: "0", step: "any", value: number, "aria-label": label });
+    const units =
+      unit &&
+      make(
+        "select",
+        { "aria-label": "unit" },
+        ...Object.keys(UNITS).map((name) =>
+          make("option", { value: name, selected: name === unit }, name),
+        ),
+      );
+    for (const node of [input, units])
+      node?.addEventListener("focus", () => (radio.checked = true));
+    group.append(
+      make(
+        "div",
+        { className: "choice" },
+        radio,
+        make("label", { htmlFor: radio.id }, label),
+        ...[input, units].filter(Boolean),
+      ),
+    );
     read.push(() => {
       if (!radio.checked) return null;
       if (!input) return value();
@@ -1031,25 +1349,43 @@ function choices(list) {
 function askSkip(c) {
   const { group, chosen } = choices([
     { label: "All that waits", value: () => ({ to_head: true }) },
-    { label: "Only what is older than", number: "1", unit: "hours", value: (older_than_seconds) => ({ older_than_seconds }) },
+    {
+      label: "Only what is older than",
+      number: "1",
+      unit: "hours",
+      value: (older_than_seconds) => ({ older_than_seconds }),
+    },
   ]);
   confirm({
     title: `Skip messages of ${c.name}?`,
     words: `They will not be delivered, and count as dropped with the reason “skipped”. A replay can bring them back as long as the journal has them. ${waits(c)}`,
-    fields: group, yes: "Skip them", danger: true,
+    fields: group,
+    yes: "Skip them",
+    danger: true,
     run: () => order(at(c.name, "skip"), chosen()),
   });
 }
 
 function askReplay(c) {
   const { group, chosen } = choices([
-    { label: "What came in the last", number: "1", unit: "hours", value: (since_seconds) => ({ since_seconds }) },
-    { label: "From sequence number", number: "1", value: (from) => ({ from_sequence: Math.round(from) }) },
+    {
+      label: "What came in the last",
+      number: "1",
+      unit: "hours",
+      value: (since_seconds) => ({ since_seconds }),
+    },
+    {
+      label: "From sequence number",
+      number: "1",
+      value: (from) => ({ from_sequence: Math.round(from) }),
+    },
   ]);
   confirm({
     title: `Replay messages to ${c.name}?`,
-    words: "They are read from the journal again and delivered once more, before what waits now. It must bear to see a message twice.",
-    fields: group, yes: "Replay",
+    words:
+      "They are read from the journal again and delivered once more, before what waits now. It must bear to see a message twice.",
+    fields: group,
+    yes: "Replay",
     run: () => order(at(c.name, "replay"), chosen()),
   });
 }
@@ -1180,15 +1516,26 @@ function live(is) {
   stale = !is;
   document.body.classList.toggle("stale", stale && everLive);
   mark($("link"), "data-is", is ? "live" : "lost");
-  say($("told"), is ? (everLive ? "Connected to the hub again." : "") : "The connection to the hub is lost. What is shown is old.");
+  say(
+    $("told"),
+    is
+      ? everLive
+        ? "Connected to the hub again."
+        : ""
+      : "The connection to the hub is lost. What is shown is old.",
+  );
   if (is) everLive = true;
   drawLink();
-  if (status) drawTop();
+  if (status) drawTab();
 }
 
 function drawLink() {
   if (!stale && everLive) say($("link-words"), "Live");
-  else if (everLive) say($("link-words"), `No connection; what is shown is ${age((Date.now() - lastAt) / 1000)} old. Trying again`);
+  else if (everLive)
+    say(
+      $("link-words"),
+      `No connection; what is shown is ${age((Date.now() - lastAt) / 1000)} old. Trying again`,
+    );
   else say($("link-words"), stale ? "The hub does not answer. Trying again" : "Connecting");
 }
 
@@ -1210,7 +1557,11 @@ async function follow(signal) {
     let latest = null;
     for (const event of events) {
       const lines = event.split("\n");
-      if (lines.includes("event: status")) latest = lines.filter((line) => line.startsWith("data:")).map((line) => line.slice(5)).join("\n");
+      if (lines.includes("event: status"))
+        latest = lines
+          .filter((line) => line.startsWith("data:"))
+          .map((line) => line.slice(5))
+          .join("\n");
     }
     if (latest === null) continue;
     lastAt = Date.now();
@@ -1222,7 +1573,13 @@ async function follow(signal) {
 function needToken() {
   return new Promise((done) => {
     if (dialog.open) return setTimeout(done, 1000);
-    confirm({ title: "This hub shows itself only to who has its token", words: "It is reached over the network.", yes: "Go on", run: () => read("/v1/status"), cancelled: done });
+    confirm({
+      title: "This hub shows itself only to who has its token",
+      words: "It is reached over the network.",
+      yes: "Go on",
+      run: () => read("/v1/status"),
+      cancelled: done,
+    });
     dialog.addEventListener("close", () => done(), { once: true });
   });
 }
@@ -1230,7 +1587,7 @@ function needToken() {
 let attempt = null;
 let again = null;
 async function stay() {
-  for (let failures = 0; ; ) {
+  for (let failures = 0; ;) {
     attempt = new AbortController();
     const began = Date.now();
     triedAt = began;
@@ -1263,5 +1620,8 @@ setInterval(() => {
   drawLink();
 }, 1000);
 addEventListener("online", () => again?.());
+// A browser keeps a page that was left, and would keep its stream: it has six for a hub at most.
+addEventListener("pagehide", () => attempt?.abort());
+addEventListener("pageshow", () => again?.());
 
 stay();
