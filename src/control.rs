@@ -367,3 +367,107 @@ async fn converse(
     connection.as_mut().graceful_shutdown();
     let _ = connection.await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::Watch;
+    use crate::monitor::{Figures, Latest};
+    use std::io::{ErrorKind, Read, Write};
+    use std::time::Instant;
+
+    /// An interface of a hub that has nothing, with little time for requests.
+    fn served(request_time: Duration) -> (SocketAddr, Quit, std::thread::JoinHandle<()>) {
+        let settings = Settings {
+            http: Some(([127, 0, 0, 1], 0).into()),
+            ..Settings::default()
+        };
+        let (mut control, quit) = Control::bind(&settings).unwrap();
+        control.request_time = request_time;
+        let figures = Figures {
+            hub: "a".into(),
+            started: Instant::now(),
+            consumers: Vec::new(),
+            sources: Vec::new(),
+            producers: Vec::new(),
+            publish: None,
+            journal: None,
+            dead_letters: None,
+            measured: Arc::default(),
+            latest: Latest::default(),
+        };
+        let probes = Probes {
+            figures: Arc::new(figures),
+            started: Arc::default(),
+            stopping: Arc::default(),
+            watch: Watch::new().0,
+            on_error: crate::journal::OnError::Memory,
+        };
+        let steering = Steering {
+            data_dir: None,
+            journal: None,
+            keeper: None,
+            dead_letters: None,
+            queues: Vec::new(),
+            drain: crossbeam_channel::bounded(1).0,
+        };
+        let at = control.address().unwrap();
+        let thread = std::thread::spawn(move || {
+            control.run(probes, Arc::new(steering)).unwrap();
+        });
+        (at, quit, thread)
+    }
+
+    #[test]
+    fn who_sends_a_request_too_slowly_is_cut_off() {
+        let (at, quit, thread) = served(Duration::from_millis(100));
+        let mut slow = std::net::TcpStream::connect(at).unwrap();
+        let pause = Some(Duration::from_millis(10));
+        slow.set_read_timeout(pause).unwrap();
+        // A byte now and then, for as long as the other end lets us.
+        let head = format!("GET /healthz HTTP/1.1\r\nHost: {at}\r\nX-Slow: ");
+        let head = head.bytes().chain(std::iter::repeat(b'x'));
+        let cut = head.into_iter().any(|byte| {
+            if slow.write_all(&[byte]).is_err() {
+                return true;
+            }
+            match slow.read(&mut [0; 512]) {
+                Ok(length) => length == 0,
+                Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+            }
+        });
+        assert!(cut);
+        // And who sends nothing at all, also after a request.
+        for before in ["", "GET /healthz HTTP/1.1\r\nHost: "] {
+            let mut idle = std::net::TcpStream::connect(at).unwrap();
+            if !before.is_empty() {
+                idle.write_all(format!("{before}{at}\r\n\r\n").as_bytes())
+                    .unwrap();
+            }
+            let mut answer = String::new();
+            idle.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer.contains("200 OK"), !before.is_empty(), "{answer}");
+        }
+        drop(quit);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_those_who_are_connected() {
+        let (at, quit, thread) = served(Duration::from_secs(3600));
+        let mut half = std::net::TcpStream::connect(at).unwrap();
+        half.write_all(b"GET /healthz HT").unwrap();
+        let mut events = std::net::TcpStream::connect(at).unwrap();
+        let request = format!("GET /v1/events HTTP/1.1\r\nHost: {at}\r\n\r\n");
+        events.write_all(request.as_bytes()).unwrap();
+        let mut answer = [0; 12];
+        events.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        drop(quit);
+        thread.join().unwrap();
+        let mut rest = String::new();
+        events.read_to_string(&mut rest).unwrap();
+        // To its end, and not cut off.
+        assert!(rest.ends_with("0\r\n\r\n"), "{rest}");
+    }
+}

@@ -315,7 +315,7 @@ fn probes_answer_while_consumers_are_in_trouble_and_until_the_end() {
         let head = ask(at, "HEAD", path, "*/*");
         assert_eq!((head.code, &*head.body), (200, ""), "{path}");
         let post = ask(at, "POST", path, "*/*");
-        assert_eq!(post.code, 401, "{path}");
+        assert_eq!(post.code, 403, "{path}");
     }
     // The stop waits for the consumer that is stuck, which lasts as long as the test wants.
     let stopping = std::thread::spawn(move || hub.stop());

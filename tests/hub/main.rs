@@ -3,6 +3,7 @@
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // a test's name says what it is about
 
 mod check;
+mod control;
 mod dead;
 mod delivery;
 mod http;
