@@ -510,11 +510,7 @@ impl Starting {
         let settings = control::Settings {
             http,
             // It may be asked for as it was configured.
-<<<<<<< HEAD
-            hosts: [std::slice::from_ref(&hub.http), &*hub.http_hosts].concat(),
-=======
             hosts: [std::slice::from_ref(&hub.http), &hub.http_hosts].concat(),
->>>>>>> control
             tls: tls.map(|tls| (tls.certificate.clone(), tls.key.clone())),
             data_dir: data_dir.map(|dir| dir.path().to_owned()),
         };

@@ -2,6 +2,8 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // a test's name says what it is about
 
+mod board;
+mod browser;
 mod collectd;
 mod dashboards;
 mod figures;
