@@ -102,14 +102,14 @@ struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    fn settings(&self) -> Result<Settings, Failure> {
-        Ok(layers(
+    fn settings(&self) -> Result<Settings, Mistakes> {
+        layers(
             &self.config,
             std::env::vars_os().filter_map(|(name, value)| {
                 Some((name.into_string().ok()?, value.into_string().ok()?))
             }),
             &self.set,
-        )?)
+        )
     }
 
     fn load(&self, registry: &Registry) -> Result<Config, Failure> {

@@ -27,7 +27,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields};
-use tracing_subscriber::fmt::{FmtContext, FormattedFields};
+use tracing_subscriber::fmt::{FmtContext, FormattedFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry, reload};
@@ -52,7 +52,7 @@ pub enum Format {
 
 /// Where everything on standard error goes.
 static STDERR: OnceLock<(NonBlocking, Format)> = OnceLock::new();
-static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
+static LEVEL: OnceLock<Handle> = OnceLock::new();
 
 /// Tells the last of the log when it is dropped, and waits a moment until it is written.
 pub struct Guard {
@@ -71,7 +71,7 @@ impl Drop for Guard {
 /// # Errors
 /// When the level is none of [`LEVELS`], or this process logs already.
 pub fn start(level: &str, format: Format) -> Result<Guard, String> {
-    let (level, handle) = reload::Layer::new(read(level)?);
+    let level = read(level)?;
     let format = match format {
         Format::Auto if is_journal() => Format::Journald,
         Format::Auto => Format::Text,
@@ -83,10 +83,7 @@ pub fn start(level: &str, format: Format) -> Result<Guard, String> {
         .thread_name("weir-log")
         .finish(std::io::stderr());
     let storms = Arc::new(Storms::default());
-    let subscriber = tracing_subscriber::registry()
-        .with(level)
-        .with(storm::Filter(storms.clone()))
-        .with(layer(format, stderr.clone()));
+    let (subscriber, handle) = stack(level, format, storms.clone(), stderr.clone());
     tracing::subscriber::set_global_default(subscriber).map_err(|error| error.to_string())?;
     let _ = STDERR.set((stderr, format));
     let _ = LEVEL.set(handle);
@@ -163,10 +160,31 @@ fn is_journal() -> bool {
     file.is_ok_and(|file| named.to_str() == Some(&*format!("{}:{}", file.dev(), file.ino())))
 }
 
+type Handle = reload::Handle<LevelFilter, Registry>;
+
+/// What an event goes through: the level, the storms, the form.
+fn stack<W>(
+    level: LevelFilter,
+    format: Format,
+    storms: Arc<Storms>,
+    to: W,
+) -> (impl Subscriber + Send + Sync, Handle)
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let (level, handle) = reload::Layer::new(level);
+    let subscriber = tracing_subscriber::registry()
+        .with(level)
+        .with(storm::Filter(storms))
+        .with(layer(format, to));
+    (subscriber, handle)
+}
+
 type Boxed<S> = Box<dyn Layer<S> + Send + Sync>;
 
-fn layer<S>(format: Format, to: NonBlocking) -> Boxed<S>
+fn layer<S, W>(format: Format, to: W) -> Boxed<S>
 where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     let layer = tracing_subscriber::fmt::layer()
@@ -214,7 +232,66 @@ fn prefixed(level: Level, text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+    use serde_json::Value;
+    use tracing::{debug, info, warn};
+
     use super::*;
+
+    /// What is written meanwhile.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn written(format: Format, talk: impl FnOnce(&Handle)) -> String {
+        let written = Written::default();
+        let to = written.clone();
+        let stack = stack(LevelFilter::WARN, format, Arc::default(), move || {
+            to.clone()
+        });
+        tracing::subscriber::with_default(stack.0, || talk(&stack.1));
+        String::from_utf8(written.0.lock().clone()).unwrap()
+    }
+
+    #[test]
+    fn the_level_can_be_set_while_it_logs() {
+        let say = || {
+            warn!("grave");
+            info!("ordinary");
+            debug!("minute");
+        };
+        let text = written(Format::Journald, |level| {
+            for filter in ["debug", "off", "info"] {
+                say();
+                level.reload(read(filter).unwrap()).unwrap();
+            }
+            say();
+        });
+        let all = "<4>grave\n<4>grave\n<6>ordinary\n<7>minute\n<4>grave\n<6>ordinary\n";
+        assert_eq!(text, all);
+    }
+
+    #[test]
+    fn machines_get_an_object_a_line() {
+        let text = written(Format::Json, |_| {
+            warn!(consumer = "irc", seq = 7, cause = "a\nb", "failed");
+        });
+        assert_eq!(text.lines().count(), 1);
+        let line: Value = serde_json::from_str(&text).unwrap();
+        let fields = (&line["level"], &line["message"], &line["consumer"]);
+        assert_eq!(fields, (&"WARN".into(), &"failed".into(), &"irc".into()));
+        assert_eq!((&line["seq"], &line["cause"]), (&7.into(), &"a\nb".into()));
+        assert!(line["timestamp"].is_string());
+    }
 
     #[test]
     fn every_line_for_journald_has_its_priority() {

@@ -9,6 +9,8 @@
 //! 4. The terminal is as it was before, however it ends: by key, signal, error or panic.
 //! 5. What is no terminal gets a plain table, once.
 
+// The live screen uses more of these than the table.
+#[cfg_attr(not(feature = "top"), allow(dead_code))]
 mod columns;
 #[cfg(feature = "top")]
 mod draw;
@@ -16,6 +18,7 @@ mod draw;
 mod feed;
 #[cfg(feature = "top")]
 mod screen;
+#[cfg_attr(not(feature = "top"), allow(dead_code))]
 mod seen;
 #[cfg(feature = "top")]
 mod view;
@@ -54,6 +57,7 @@ pub(super) struct Top {
     #[command(flatten)]
     hub: HubArgs,
     /// How often to ask the hub.
+    #[cfg_attr(not(feature = "top"), allow(dead_code))]
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
     interval: Duration,
     /// What to sort by.

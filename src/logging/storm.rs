@@ -408,8 +408,8 @@ mod tests {
         let told = lines.iter().filter(|line| line["seq"].is_number()).count() as u64;
         let counted: u64 = more.iter().map(|line| line["more"].as_u64().unwrap()).sum();
         assert_eq!(told + counted, 100_000);
-        // It may take more than one window.
-        assert_eq!(told, 5 * more.len() as u64);
+        // It may take more than one window, and the last one may be no storm.
+        assert!(told <= TOLD * (more.len() as u64 + 1), "{told}");
         assert_eq!(lines.len() as u64, told + more.len() as u64 + 3);
         let last = more.last().unwrap();
         assert_eq!(

@@ -548,3 +548,60 @@ fn shells_complete_and_every_command_has_a_page() {
         stderr(&output)
     );
 }
+
+#[test]
+fn programs_are_told_of_every_mistake_and_of_what_was_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let begin = "[[backend]]\nconnect = ['inproc://x']\n[consumers.null]\ntopics = ''\n";
+    let good = configure(dir.path(), begin);
+    let check = |file: &Path| {
+        let output = run(&[
+            "config",
+            "check",
+            "--json",
+            "--config",
+            file.to_str().unwrap(),
+        ]);
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), said)
+    };
+    let (code, said) = check(&good);
+    assert_eq!(
+        (code, &said["good"], &said["consumers"]),
+        (Some(0), &true.into(), &1.into())
+    );
+    let wrong = configure(dir.path(), &format!("{begin}wrokers = 2\nqueue = 7\n"));
+    let (code, said) = check(&wrong);
+    assert_eq!((code, &said["good"]), (Some(2), &false.into()));
+    let mistakes = said["mistakes"].as_array().unwrap();
+    assert_eq!(mistakes.len(), 2, "{said}");
+    let keys: Vec<&str> = mistakes
+        .iter()
+        .map(|m| m["key"].as_str().unwrap())
+        .collect();
+    assert!(keys.contains(&"consumers.null.wrokers"), "{said}");
+    assert!(
+        mistakes[0]["at"].as_str().unwrap().contains("weir.toml:"),
+        "{said}"
+    );
+    assert_eq!(check(Path::new("/nowhere.toml")).0, Some(2));
+
+    let tail = crate::support::ipc(dir.path(), "bus");
+    let listener = weir()
+        .args(["tail", "--connect", &tail, "--count", "2", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = run(&[
+        "publish", "--bind", &tail, "--count", "2", "--json", "org.a", "{}",
+    ]);
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let sent = serde_json::json!({ "topic": "org.a", "count": 2, "bytes": 2 });
+    assert_eq!((said, stderr(&output).as_str()), (sent, ""));
+    assert_eq!(
+        stdout(&listener.wait_with_output().unwrap())
+            .lines()
+            .count(),
+        2
+    );
+}
