@@ -244,11 +244,8 @@ fn as_described(all: &Value, what: &str, operation: &Value, answer: &Answer) {
 /// is for, and with what is wrong about it.
 #[test]
 fn the_description_is_what_is_served() {
-    // Set by whoever comes first, as in a program.
-    let _ = weir::steering::LOG_LEVEL.set(Box::new(|level| match level {
-        "debug" => Ok(()),
-        _ => Err(format!("{level:?} is no level")),
-    }));
+    // As a program does; the log is the process's, so it is never told to end here.
+    std::mem::forget(weir::logging::start("error", weir::logging::Format::Text).unwrap());
     let refuse = kind("refusing", |_| {
         Err(Failure::new(Verdict::DeadLetter, "odd"))
     });
