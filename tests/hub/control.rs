@@ -318,6 +318,7 @@ fn the_description_is_what_is_served() {
         .map(|(method, path)| (method.into(), path.into()))
         .collect();
     assert_eq!(described, known);
+    weir::logging::set_level("off").unwrap(); // one of the examples sets it
     assert_eq!(served.get("/v1/nothing").code, 404);
     assert!(
         served

@@ -152,6 +152,8 @@ fn a_drain_ends_the_hub_in_order() {
     assert_eq!(setting.bus.subscriptions(1), [""]);
     setting.bus.publish("t", "{}");
     eventually("consumed", || consumer(&hub, "file")["consumed"] == 1);
+    let said = good(&["log-level", "debug"], &setting.data());
+    assert!(said.contains("the log level is debug"), "{said}");
     let said = good(&["drain"], &setting.data());
     assert!(said.contains("no more messages"), "{said}");
     let (code, out, log) = hub.end();

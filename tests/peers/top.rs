@@ -185,7 +185,7 @@ fn a_terminal_of_two_sizes_shows_who_is_behind_and_why() {
         "irc (log), 1 worker",
         "backing off",
         "Esc back",
-        "dropped   none",
+        "why       It waits to try again",
     ]);
     keep("top-80x24-detail.txt", &screen);
     scene.keys(&["Escape"]);
