@@ -7,6 +7,7 @@
 mod ask;
 mod check;
 mod collectd;
+mod completions;
 mod config;
 mod dead;
 mod demo;
@@ -17,18 +18,19 @@ mod kinds;
 mod publish;
 mod steer;
 mod tail;
+mod top;
+mod why;
 
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::OnceLock;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use weir_consumer::settings::{DURATION_MAX, Mistake, Origin, Settings, nearest};
 
 use crate::config::{Config, Mistakes, layers};
+use crate::logging::{self, complain, say};
 use crate::registry::Registry;
 
 /// A message hub: a bounded queue and a thread for every consumer, and how far behind each is.
@@ -42,6 +44,7 @@ Examples:
   weir demo --for 30s                                  see it work, without a configuration
   weir config sample > weir.toml                       begin a configuration
   weir hub --config weir.toml                          run a hub
+  weir top --config weir.toml                          how every consumer does, live
   weir forecast --consumer irc --config weir.toml      when it will have caught up
   weir check --config weir.toml                        is all well? for a monitoring system
   weir dead list --config weir.toml                    what it has set aside, and why
@@ -49,20 +52,13 @@ Examples:
 )]
 struct Cli {
     /// How much to log on standard error [default: info; error for the demo].
-    #[arg(long, global = true, value_name = "LEVEL")]
-    log_level: Option<LogLevel>,
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = PossibleValuesParser::new(logging::LEVELS))]
+    log_level: Option<String>,
+    /// How to log.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "auto")]
+    log_format: logging::Format,
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum LogLevel {
-    Off,
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
 }
 
 #[derive(Subcommand)]
@@ -73,10 +69,15 @@ enum Command {
     Tail(tail::Tail),
     Check(check::Check),
     Forecast(forecast::Forecast),
+    Why(why::Why),
+    Top(top::Top),
     Pause(steer::Pause),
     Resume(steer::Resume),
     Skip(steer::Skip),
     Replay(steer::Replay),
+    Drain(steer::Drain),
+    #[command(name = "log-level")]
+    SetLogLevel(steer::SetLogLevel),
     #[command(subcommand)]
     Dead(dead::Command),
     #[command(subcommand)]
@@ -85,6 +86,8 @@ enum Command {
     Config(config::Command),
     Kinds(kinds::Kinds),
     Collectd(collectd::Collectd),
+    Completions(completions::Completions),
+    Man(completions::Man),
 }
 
 /// Where a configuration comes from.
@@ -99,14 +102,14 @@ struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    fn settings(&self) -> Result<Settings, Failure> {
-        Ok(layers(
+    fn settings(&self) -> Result<Settings, Mistakes> {
+        layers(
             &self.config,
             std::env::vars_os().filter_map(|(name, value)| {
                 Some((name.into_string().ok()?, value.into_string().ok()?))
             }),
             &self.set,
-        )?)
+        )
     }
 
     fn load(&self, registry: &Registry) -> Result<Config, Failure> {
@@ -165,12 +168,15 @@ pub fn main(registry: Registry) -> ExitCode {
         Err(error) => error.exit(),
     };
     let quiet = matches!(cli.command, Command::Demo(_));
-    let level = if quiet {
-        LogLevel::Error
-    } else {
-        LogLevel::Info
+    let level = if quiet { "error" } else { "info" };
+    let level = cli.log_level.as_deref().unwrap_or(level);
+    let _guard = match logging::start(level, cli.log_format) {
+        Ok(guard) => guard,
+        Err(why) => {
+            complain(&format!("weir: {why}\n"));
+            return ExitCode::FAILURE;
+        }
     };
-    let _guard = log_to_stderr(cli.log_level.unwrap_or(level));
     let outcome = match cli.command {
         Command::Hub(hub) => hub.run(&registry),
         Command::Demo(demo) => demo.run(&registry),
@@ -178,22 +184,28 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Tail(tail) => tail.run(&registry),
         Command::Check(check) => return check.run(&registry),
         Command::Forecast(forecast) => forecast.run(&registry),
+        Command::Why(why) => why.run(&registry),
+        Command::Top(top) => top.run(&registry),
         Command::Dead(dead) => dead.run(&registry),
         Command::Journal(journal) => journal.run(&registry),
         Command::Pause(pause) => pause.run(&registry),
         Command::Resume(resume) => resume.run(&registry),
         Command::Skip(skip) => skip.run(&registry),
         Command::Replay(replay) => replay.run(&registry),
+        Command::Drain(drain) => drain.run(&registry),
+        Command::SetLogLevel(level) => level.run(&registry),
         Command::Config(config) => config.run(&registry),
         Command::Kinds(kinds) => kinds.run(&registry),
         Command::Collectd(collectd) => collectd.run(&registry),
+        Command::Completions(completions) => completions.run(command),
+        Command::Man(man) => man.run(command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has seen enough: that is no failure.
         Err(failure) if failure.text.contains("Broken pipe") => ExitCode::SUCCESS,
         Err(failure) => {
-            say(&format!("weir: {}\n", failure.text));
+            complain(&format!("weir: {}\n", failure.text));
             ExitCode::from(failure.code)
         }
     }
@@ -203,46 +215,6 @@ pub fn main(registry: Registry) -> ExitCode {
 fn is_check(command: clap::Command) -> bool {
     let matches = command.ignore_errors(true).try_get_matches();
     matches.is_ok_and(|matches| matches.subcommand_name() == Some("check"))
-}
-
-/// Where everything on standard error goes: a thread writes it, so that a reader that has stopped
-/// reading, or has gone, holds up nobody. What does not fit meanwhile is lost.
-static STDERR: OnceLock<NonBlocking> = OnceLock::new();
-
-/// Says something to people on standard error, in its place between the lines of the log.
-fn say(text: &str) {
-    let _ = match STDERR.get() {
-        Some(stderr) => stderr.clone().write_all(text.as_bytes()),
-        None => std::io::stderr().write_all(text.as_bytes()),
-    };
-}
-
-/// Logs until the guard is dropped, which waits a moment for the last lines to be written.
-fn log_to_stderr(level: LogLevel) -> WorkerGuard {
-    use tracing_subscriber::filter::LevelFilter;
-    let level = match level {
-        LogLevel::Off => LevelFilter::OFF,
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
-    let terminal = std::io::stderr().is_terminal();
-    let (stderr, guard) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(10_000)
-        .thread_name("weir-log")
-        .finish(std::io::stderr());
-    let _ = STDERR.set(stderr.clone());
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(stderr)
-        .with_ansi(terminal)
-        .with_target(false)
-        .log_internal_errors(false)
-        .init();
-    guard
 }
 
 /// A time for people, such as "8 min".

@@ -59,8 +59,20 @@ pub struct Hub {
     pub name: String,
     pub data_dir: PathBuf,
     pub http: String,
+    pub http_hosts: Vec<String>,
+    pub http_tls: Option<Tls>,
     #[serde(deserialize_with = "duration")]
     pub stop_deadline: Duration,
+}
+
+/// The files of `hub.http_tls`, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The certificate, and after it those that lead to one that clients know.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 impl Default for Hub {
@@ -69,6 +81,8 @@ impl Default for Hub {
             name: "weir".into(),
             data_dir: "weir-data".into(),
             http: "127.0.0.1:8907".into(),
+            http_hosts: Vec::new(),
+            http_tls: None,
             stop_deadline: Duration::from_secs(10),
         }
     }
@@ -414,6 +428,12 @@ impl Config {
                  connect = [\"tcp://HOST:PORT\"]",
             ));
         }
+        if hub.http_tls.is_some() && !journal.enabled {
+            check.mistakes.push(at_top(
+                "hub.http_tls needs a token, which is kept in data_dir: journal.enabled must be \
+                 true",
+            ));
+        }
         if check.mistakes.is_empty() {
             return Ok(Config {
                 hub,
@@ -467,9 +487,20 @@ fn hub(section: &Settings) -> Result<Hub, Vec<Mistake>> {
         mistakes.push(section.mistake_at("data_dir", "expected a directory; \".\" is this one"));
     }
     if !hub.http.is_empty()
-        && let Err(why) = loopback(&hub.http)
+        && let Err(why) = address(&hub.http, hub.http_tls.is_some())
     {
         mistakes.push(section.mistake_at("http", why));
+    }
+    for host in &hub.http_hosts {
+        let name = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+        if host.is_empty() || !host.chars().all(name) {
+            let text = format!("expected names such as \"weir.example.org\", found {host:?}");
+            mistakes.push(section.mistake_at("http_hosts", text));
+        }
+    }
+    if hub.http_tls.is_some() && !cfg!(feature = "tls") {
+        let text = "this weir was built without the feature `tls`";
+        mistakes.push(section.mistake_at("http_tls", text));
     }
     if mistakes.is_empty() {
         Ok(hub)
@@ -478,22 +509,24 @@ fn hub(section: &Settings) -> Result<Hub, Vec<Mistake>> {
     }
 }
 
-/// The socket address that a loopback `http` setting means.
+/// The socket address that an `http` setting means; beyond loopback only with TLS.
 ///
 /// # Errors
 /// Why it is none.
-pub fn loopback(address: &str) -> Result<SocketAddr, String> {
-    let expected = "expected a loopback address and port such as \"127.0.0.1:8907\"";
+pub fn address(address: &str, tls: bool) -> Result<SocketAddr, String> {
     let socket = address
         .to_socket_addrs()
         .ok()
         .and_then(|mut found| found.next())
-        .ok_or_else(|| format!("{expected}, found {address:?}"))?;
-    match socket.ip().is_loopback() {
+        .ok_or_else(|| {
+            format!("expected an address and port such as \"127.0.0.1:8907\", found {address:?}")
+        })?;
+    match tls || socket.ip().is_loopback() {
         true => Ok(socket),
         false => Err(format!(
-            "{expected}: {address:?} could be reached by others, and nothing protects it; \
-             let a reverse proxy on this machine serve it"
+            "expected a loopback address and port such as \"127.0.0.1:8907\": {address:?} could \
+             be reached by others, and nothing protects it; give http_tls = {{ certificate = \
+             \"FILE\", key = \"FILE\" }}, or let a reverse proxy on this machine serve it"
         )),
     }
 }
@@ -1020,6 +1053,23 @@ mod tests {
         assert!(with("burst = 5")[0].contains("needs a `rate`"));
         assert!(with("workers = 0")[0].contains("1 to 256"));
         assert!(with("queue = { messages = 0 }")[0].contains("queue.messages"));
+    }
+
+    #[test]
+    fn beyond_loopback_there_is_tls_or_nothing() {
+        let with = |hub: &str| mistakes(&format!("[hub]\n{hub}\n{GOOD}"));
+        let tls = "http_tls = { certificate = 'a.pem', key = 'a.key' }";
+        for beyond in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"] {
+            let found = with(&format!("http = '{beyond}'"));
+            assert!(found[0].contains("give http_tls"), "{found:?}");
+            assert_eq!(with(&format!("http = '{beyond}'\n{tls}")), [""; 0]);
+        }
+        assert_eq!(with("http = '[::1]:1'"), [""; 0]);
+        let found = mistakes(&format!("[hub]\n{tls}\n{GOOD}[journal]\nenabled = false\n"));
+        assert!(found[0].contains("needs a token"), "{found:?}");
+        assert!(with("http_tls = { key = 'a' }")[0].contains("certificate"));
+        assert_eq!(with("http_hosts = ['weir.example.org', 'a:1']"), [""; 0]);
+        assert!(with("http_hosts = ['https://a']")[0].contains("weir.example.org"));
     }
 
     #[test]

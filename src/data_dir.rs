@@ -7,6 +7,7 @@
 //! | `dead-letters.db` | what was set aside ([`crate::dead_letters`])                 |
 //! | `audit.log`       | what operators did ([`crate::steering`])                     |
 //! | `control.sock`    | where the running hub listens to commands ([`crate::control`]) |
+//! | `token`           | what allows to act over TCP ([`crate::token`])               |
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -99,6 +100,11 @@ pub fn journal(data_dir: &Path) -> PathBuf {
 /// Where the hub that has a data directory listens to commands.
 pub fn control(data_dir: &Path) -> PathBuf {
     data_dir.join("control.sock")
+}
+
+/// Where the token of a data directory is.
+pub fn token(data_dir: &Path) -> PathBuf {
+    data_dir.join("token")
 }
 
 #[cfg(test)]

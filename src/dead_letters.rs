@@ -366,6 +366,60 @@ fn letter(row: &Row<'_>) -> rusqlite::Result<Letter> {
     })
 }
 
+/// A letter as it is shown among many: with the beginning of its payload.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Glance {
+    /// Names it; a later letter has a higher one.
+    pub id: i64,
+    /// Its number in the order of intake.
+    pub seq: u64,
+    /// Its topic.
+    pub topic: String,
+    /// Why it is here: `attempts`, `dead_letter` or `crash`.
+    pub reason: String,
+    /// How often it was delivered.
+    pub attempts: u32,
+    /// When it came here, in seconds since 1970.
+    pub set_aside_at: f64,
+    /// Whether it is to be delivered again.
+    pub requeued: bool,
+    /// What its failures said.
+    pub causes: Vec<Cause>,
+    /// How large the payload is.
+    pub payload_bytes: u64,
+    /// Its beginning: as text, or two digits for each byte.
+    pub payload: String,
+    /// `text` or `hex`.
+    pub payload_is: &'static str,
+}
+
+fn glance(row: &Row<'_>, payload_max: usize) -> rusqlite::Result<Glance> {
+    let payload_bytes = number(row, "payload_bytes")?;
+    let beginning = row.get_ref("beginning")?.as_blob()?;
+    // A character that the cut goes through is left out, and makes no text into bytes.
+    let (payload, payload_is) = match std::str::from_utf8(beginning) {
+        Ok(text) => (text.to_owned(), "text"),
+        Err(error) if error.error_len().is_none() && payload_bytes > payload_max as u64 => {
+            let (text, _) = beginning.split_at(error.valid_up_to());
+            (String::from_utf8_lossy(text).into_owned(), "text")
+        }
+        Err(_) => (hex(beginning), "hex"),
+    };
+    Ok(Glance {
+        id: row.get("id")?,
+        seq: number(row, "seq")?,
+        topic: row.get("topic")?,
+        reason: row.get("reason")?,
+        attempts: small(row, "attempts")?,
+        set_aside_at: Duration::from_nanos(number(row, "set_aside_ns")?).as_secs_f64(),
+        requeued: row.get("requeued")?,
+        causes: causes(row)?,
+        payload_bytes,
+        payload,
+        payload_is,
+    })
+}
+
 /// The dead letters of one consumer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Summary {
@@ -677,6 +731,38 @@ impl DeadLetters {
         self.query(|connection| {
             let found = connection.query_row(&sql, params_from_iter(values), |row| row.get("id"));
             Ok(found.optional()?.unwrap_or(NONE))
+        })
+    }
+
+    /// The newest letters of a consumer before this id, newest first, so many of them at most, with
+    /// so much of their payloads; and whether there are more.
+    ///
+    /// # Errors
+    /// Why the file could not be read.
+    pub fn newest(
+        &self,
+        consumer: &str,
+        before: i64,
+        limit: usize,
+        payload_max: usize,
+    ) -> Result<(Vec<Glance>, bool), String> {
+        let sql = "SELECT id, seq, topic, reason, attempts, set_aside_ns, requeued, causes,
+                       length(payload) AS payload_bytes, substr(payload, 1, ?) AS beginning
+                   FROM letters WHERE consumer = ? AND id < ? ORDER BY id DESC";
+        self.query(|connection| {
+            let mut query = connection.prepare_cached(sql)?;
+            let mut rows = query.query(params![limited(payload_max), consumer, before])?;
+            let (mut letters, mut bytes) = (Vec::new(), 0);
+            while let Some(row) = rows.next()? {
+                // SQLite reads the whole of a payload to cut it.
+                if letters.len() == limit || bytes >= PAGE_BYTES as u64 {
+                    return Ok((letters, true));
+                }
+                let letter = glance(row, payload_max)?;
+                bytes += letter.payload_bytes;
+                letters.push(letter);
+            }
+            Ok((letters, false))
         })
     }
 
@@ -1548,6 +1634,29 @@ mod tests {
         assert!(page(6, 100).is_empty());
         assert!(page(0, 0).is_empty());
         assert_eq!(page(0, usize::MAX), [1, 2]);
+    }
+
+    #[test]
+    fn the_newest_letters_come_first_and_without_the_end_of_their_payloads() {
+        let (_dir, path) = place();
+        let dead = open(&path);
+        put_some(&dead, 6, PAGE_BYTES / 2);
+        let consumer = dead.show(1).unwrap().unwrap().consumer;
+        let page = |before, limit| {
+            let (letters, more) = dead.newest(&consumer, before, limit, 10).unwrap();
+            let cut = |letter: &Glance| {
+                letter.payload_bytes == PAGE_BYTES as u64 / 2 && letter.payload.len() <= 20
+            };
+            assert!(letters.iter().all(cut), "{letters:?}");
+            let ids: Vec<i64> = letters.iter().map(|letter| letter.id).collect();
+            (ids, more)
+        };
+        assert_eq!(page(i64::MAX, 1), (vec![6], true));
+        assert_eq!(page(i64::MAX, 100), (vec![6, 5], true));
+        assert_eq!(page(3, 100), (vec![2, 1], false));
+        assert_eq!(page(2, 1), (vec![1], false));
+        assert_eq!(page(1, 100), (vec![], false));
+        assert_eq!(dead.newest("nobody", 7, 1, 10), Ok((Vec::new(), false)));
     }
 
     #[test]

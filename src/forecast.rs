@@ -141,7 +141,7 @@ pub enum Drain {
 
 /// One word on a consumer. The order is by how much it needs somebody to look: the maximum of
 /// several is the worst.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
     /// It keeps up.

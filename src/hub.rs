@@ -18,6 +18,8 @@ use weir_consumer::{Context, Publisher};
 
 use crate::backend::{self, Backend, Source};
 use crate::config::{self, Config};
+#[cfg(feature = "http")]
+use crate::control::{self, Control};
 use crate::data_dir::{self, DataDir};
 use crate::dead_letters::{self, DeadLetters};
 use crate::enqueuer::{Enqueuer, Log};
@@ -42,6 +44,7 @@ use crate::runner::rate::Bucket;
 use crate::runner::{self, Careful, Runner, Supply};
 use crate::stats::{Reason, Stats, now_ns};
 use crate::steering::{Action, Outcome, Steering};
+use crate::why::Limits;
 
 /// How long a worker may take to end once the deadline has come.
 const GRACE: Duration = Duration::from_secs(1);
@@ -63,13 +66,14 @@ pub struct Hub {
     threads: Threads,
     /// For whoever looks after the hub.
     deaths: Receiver<Ended>,
+    drain: Receiver<()>,
 }
 
 #[derive(Default)]
 struct Quits {
     publish: Option<publisher::Quit>,
     #[cfg(feature = "http")]
-    control: Option<crate::control::Quit>,
+    control: Option<control::Quit>,
 }
 
 /// The threads that have not ended.
@@ -197,6 +201,11 @@ impl Hub {
         &self.deaths
     }
 
+    /// Where an operator's wish arrives that it be [stopped](Hub::stop): [`Action::Drain`].
+    pub fn drain(&self) -> &Receiver<()> {
+        &self.drain
+    }
+
     /// Does what an operator wants; `by` says who, for the audit log.
     ///
     /// # Errors
@@ -304,12 +313,14 @@ impl Starting {
         let queues: Vec<(String, Arc<Queue>)> = (consumers.iter())
             .map(|workers| (workers.config.name.clone(), workers.queue.clone()))
             .collect();
+        let (drain_sender, drain) = crossbeam_channel::bounded(1);
         let mut steering = Steering {
             data_dir: None,
             journal: None,
             keeper: None,
             dead_letters: None,
             queues: queues.clone(),
+            drain: drain_sender,
         };
         let mut log = Log::Memory(Arc::default());
         if let Some(kept) = kept {
@@ -461,6 +472,7 @@ impl Starting {
         Ok(Hub {
             figures,
             deaths,
+            drain,
             http,
             publishes,
             stop: self.stop.clone(),
@@ -485,18 +497,24 @@ impl Starting {
         figures: &Arc<Figures>,
         steering: &Arc<Steering>,
     ) -> Result<Option<SocketAddr>, String> {
-        let address = match &*config.hub.http {
+        let data_dir = steering.data_dir.as_ref();
+        let hub = &config.hub;
+        let http = match &*hub.http {
             "" => None,
-            http => Some(config::loopback(http)?),
+            http => Some(config::address(http, hub.http_tls.is_some())?),
         };
-        let socket = steering
-            .data_dir
-            .as_ref()
-            .map(|dir| data_dir::control(dir.path()));
-        if address.is_none() && socket.is_none() {
+        if http.is_none() && data_dir.is_none() {
             return Ok(None);
         }
-        let (control, quit) = crate::control::Control::bind(address, socket.as_deref())?;
+        let tls = hub.http_tls.as_ref();
+        let settings = control::Settings {
+            http,
+            // It may be asked for as it was configured.
+            hosts: [std::slice::from_ref(&hub.http), &hub.http_hosts].concat(),
+            tls: tls.map(|tls| (tls.certificate.clone(), tls.key.clone())),
+            data_dir: data_dir.map(|dir| dir.path().to_owned()),
+        };
+        let (control, quit) = Control::bind(&settings)?;
         self.quits.control = Some(quit);
         let address = control.address();
         let probes = Probes {
@@ -779,7 +797,12 @@ impl<'c> Workers<'c> {
             settings.queue.messages,
             self.queue.stats().clone(),
         );
-        figures.rate_limit = settings.rate.map(|rate| rate.per_second);
+        figures.limits = Limits {
+            rate_per_second: settings.rate.map(|rate| rate.per_second),
+            lane: settings.lane.clone(),
+            keyed: settings.key.is_some(),
+            attempts: settings.retry.attempts,
+        };
         figures
     }
 

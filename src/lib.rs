@@ -7,8 +7,8 @@
 //!                             ├─► queue ─► runner thread ─► consumer
 //!                             └─► queue ─► runner thread ─► consumer
 //! sync thread, keeper thread: what is written reaches the disk, cursors, retention
-//! monitor thread: samples every queue's counters ─► statsd
-//! control thread: HTTP ─► GET /status, /metrics, /healthz; pause, skip, replay ...
+//! monitor thread: samples every queue's counters ─► statsd, Prometheus, collectd, Moksha's socket
+//! control thread: HTTP ─► the board, status, metrics; pause, skip, replay ...
 //! ```
 //!
 //! One hop from intake to consumer. The hub calls the consumer; a consumer never drives the hub.
@@ -48,6 +48,8 @@
 
 pub mod histogram;
 pub mod lifecycle;
+pub mod logging;
+pub mod recent;
 pub mod stats;
 
 pub mod data_dir;
@@ -70,10 +72,14 @@ pub mod steering;
 pub mod producer;
 pub mod publisher;
 
+pub mod why;
+
 pub mod monitor;
 
 #[cfg(feature = "http")]
 pub mod probes;
+#[cfg(feature = "http")]
+pub mod token;
 
 #[cfg(feature = "http")]
 pub mod control;

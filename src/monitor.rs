@@ -12,24 +12,26 @@ pub mod prometheus;
 pub mod sample;
 pub mod statsd;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::dead_letters::{self, DeadLetters};
 use crate::forecast::{Accuracy, Drain, Forecast, Forecaster, Health, Rates};
-use crate::journal::{self, Journal};
+use crate::journal::{self, Journal, Read};
 use crate::lifecycle::Flag;
 use crate::measured::Measured;
 use crate::producer::{ProducerSnapshot, ProducerStats};
 use crate::publisher::{PublishSnapshot, PublishStats};
+use crate::recent::Lately;
 use crate::stats::{
-    Dropped, LatestTimes, Reason, SourceSnapshot, SourceStats, State, Stats, now_ns,
+    Dropped, LatestTimes, Reason, Snapshot, SourceSnapshot, SourceStats, State, Stats, now_ns,
 };
+use crate::why::{InHand, Limits, Share, Why};
 use sample::{ConsumerSample, ProducerSample, Sample, SourceLag, SourceSample};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -59,14 +61,76 @@ pub struct Figures {
     pub latest: Latest,
 }
 
+/// What is drawn of the past: a point a consumer every five seconds, for ten minutes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    /// When each point was taken, in seconds since 1970.
+    pub at: VecDeque<f64>,
+    /// The consumers' points, in the order of the configuration.
+    pub consumers: Vec<Past>,
+}
+
+/// One consumer's part of a [`History`]: as many points as there are times.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Past {
+    /// The instance's name.
+    pub name: String,
+    /// Messages not yet settled.
+    pub queue_messages: VecDeque<u64>,
+    /// The age of the oldest of them.
+    pub lag_seconds: VecDeque<f32>,
+    /// Messages a second in.
+    #[serde(rename = "in")]
+    pub received: VecDeque<f32>,
+    /// And out.
+    #[serde(rename = "out")]
+    pub settled: VecDeque<f32>,
+}
+
+const HISTORY_EVERY: Duration = Duration::from_secs(5);
+const HISTORY_POINTS: usize = 120;
+
+impl History {
+    fn add(&mut self, sample: &Sample) {
+        let at = Duration::from_nanos(sample.at_ns).as_secs_f64();
+        let every = HISTORY_EVERY.as_secs_f64() - 0.5; // samples are not to the millisecond
+        if self
+            .at
+            .back()
+            .is_some_and(|last| (0.0..every).contains(&(at - last)))
+        {
+            return;
+        }
+        fn push<T>(points: &mut VecDeque<T>, point: T) {
+            if points.len() == HISTORY_POINTS {
+                points.pop_front();
+            }
+            points.push_back(point);
+        }
+        push(&mut self.at, at);
+        self.consumers
+            .resize_with(sample.consumers.len(), Past::default);
+        for (past, now) in self.consumers.iter_mut().zip(&sample.consumers) {
+            past.name.clone_from(&now.name);
+            push(&mut past.queue_messages, now.shot.queue_messages);
+            push(&mut past.lag_seconds, now.shot.lag.as_secs_f32());
+            push(&mut past.received, now.forecast.rates.received as f32);
+            push(&mut past.settled, now.forecast.rates.settled as f32);
+        }
+    }
+}
+
 /// The latest sample of a hub, for whoever wants to read it.
 #[derive(Default)]
-pub struct Latest(Mutex<Option<Arc<Sample>>>);
+pub struct Latest {
+    sample: Mutex<Option<Arc<Sample>>>,
+    history: Mutex<History>,
+}
 
 impl Latest {
     /// The sample; none before the first.
     pub fn get(&self) -> Option<Arc<Sample>> {
-        self.0.lock().clone()
+        self.sample.lock().clone()
     }
 }
 
@@ -92,11 +156,46 @@ pub struct ConsumerFigures {
     pub workers: usize,
     /// The bound of its queue.
     pub capacity: usize,
-    /// Messages a second that its `rate` allows, if it has one.
-    pub rate_limit: Option<f64>,
+    /// What its configuration holds it to.
+    pub limits: Limits,
     /// Its counters.
     pub stats: Arc<Stats>,
     forecaster: Mutex<Forecaster>,
+    watched: Mutex<Watched>,
+}
+
+/// What the monitor remembers of a consumer for [`ConsumerFigures::why`].
+#[derive(Default)]
+struct Watched {
+    /// When, and how long its workers had been in each state then.
+    spent: VecDeque<(u64, [u64; State::ALL.len()])>,
+    /// What each worker had in hand, with its counters then, and since when.
+    in_hand: Vec<(Option<(u64, u64)>, u64)>,
+}
+
+/// Why a consumer is slow is told from so much of its past...
+const WHY_OVER: Duration = Duration::from_secs(300);
+/// ...remembered once in so long.
+const WHY_EVERY: Duration = Duration::from_secs(10);
+
+impl Watched {
+    fn look(&mut self, stats: &Stats, shot: &Snapshot) {
+        let now = shot.at_ns;
+        let since_last = self.spent.back().map(|(at, _)| now.saturating_sub(*at));
+        if since_last.is_none_or(|ns| ns >= WHY_EVERY.as_nanos() as u64) {
+            self.spent.push_back((now, shot.spent_ns));
+            while self.spent.len() > (WHY_OVER.as_secs() / WHY_EVERY.as_secs()) as usize + 1 {
+                self.spent.pop_front();
+            }
+        }
+        self.in_hand.resize(stats.workers().len(), (None, now));
+        for (worker, known) in stats.workers().iter().zip(&mut self.in_hand) {
+            let here = worker.in_hand_seq().map(|seq| (seq, worker.settled()));
+            if here != known.0 {
+                *known = (here, now);
+            }
+        }
+    }
 }
 
 /// One source: what it is and its counters.
@@ -164,9 +263,10 @@ impl ConsumerFigures {
             topics,
             workers,
             capacity,
-            rate_limit: None,
+            limits: Limits::default(),
             stats,
             forecaster: Mutex::new(Forecaster::new(workers)),
+            watched: Mutex::default(),
         }
     }
 
@@ -177,9 +277,70 @@ impl ConsumerFigures {
 
     /// What it can do it may not do, if there is a limit that it has not come to yet.
     fn limited(&self, mut forecast: Forecast) -> Forecast {
-        let limit = self.rate_limit.unwrap_or(f64::INFINITY);
+        let limit = self.limits.rate_per_second.unwrap_or(f64::INFINITY);
         forecast.service = forecast.service.map(|service| service.min(limit));
         forecast
+    }
+
+    /// What holds it back; `topic` finds a message's in the journal.
+    pub fn why(&self, topic: impl Fn(u64) -> Option<String>) -> Why {
+        let shot = self.stats.snapshot();
+        let forecast = self.forecast();
+        let (first, in_hand) = {
+            let watched = self.watched.lock();
+            (watched.spent.front().copied(), watched.in_hand.clone())
+        };
+        let (since_ns, before) = first.unwrap_or_default();
+        let spent = shot.spent_ns.iter().zip(before);
+        let spent: Vec<u64> = spent.map(|(now, then)| now.saturating_sub(then)).collect();
+        let all = spent.iter().sum::<u64>().max(1) as f64;
+        let mut time: Vec<Share> = (State::ALL.into_iter().zip(spent))
+            .filter(|(_, ns)| *ns > 0)
+            .map(|(state, ns)| Share {
+                state,
+                ratio: ns as f64 / all,
+            })
+            .collect();
+        time.sort_by(|a, b| b.ratio.total_cmp(&a.ratio));
+        let workers = self.stats.workers().iter().zip(in_hand).enumerate();
+        let in_hand = workers.filter_map(|(number, (worker, (seen, since_ns)))| {
+            let seq = worker.in_hand_seq()?;
+            let same = seen == Some((seq, worker.settled()));
+            let ns = if same {
+                shot.at_ns.saturating_sub(since_ns)
+            } else {
+                0
+            };
+            Some(InHand {
+                worker: number,
+                state: worker.doing(),
+                seq,
+                topic: topic(seq),
+                for_seconds: Duration::from_nanos(ns).as_secs_f64(),
+            })
+        });
+        let notes = self.stats.workers().iter().map(|worker| &worker.recent);
+        let mut why = Why {
+            consumer: self.name.clone(),
+            kind: self.kind.clone(),
+            state: shot.state,
+            health: forecast.health,
+            queue_messages: shot.queue_messages,
+            lag_seconds: shot.lag.as_secs_f64(),
+            drain: forecast.drain,
+            rates: forecast.rates,
+            service_per_second: forecast.service,
+            workers: self.workers,
+            limits: self.limits.clone(),
+            over_seconds: Duration::from_nanos(shot.at_ns.saturating_sub(since_ns)).as_secs_f64(),
+            time,
+            in_hand: in_hand.collect(),
+            lately: Lately::of(notes, shot.at_ns),
+            reason: String::new(),
+            advice: String::new(),
+        };
+        why.explain();
+        why
     }
 
     fn sample(
@@ -188,6 +349,7 @@ impl ConsumerFigures {
         before: Option<&ConsumerSample>,
     ) -> ConsumerSample {
         let shot = self.stats.snapshot();
+        self.watched.lock().look(&self.stats, &shot);
         let forecast = {
             let mut forecaster = self.forecaster.lock();
             forecaster.push(&shot);
@@ -256,7 +418,7 @@ impl ConsumerFigures {
                 max_seconds: Duration::from_nanos(shot.processing_max_ns).as_secs_f64(),
                 total_seconds: Duration::from_nanos(shot.processing_ns).as_secs_f64(),
             },
-            lane_wait_seconds: Duration::from_nanos(shot.lane_wait_ns).as_secs_f64(),
+            time_seconds: Spent(shot.spent_ns),
             last_success_timestamp_seconds: match shot.last_success_ns {
                 0 => None,
                 ns => Some(ns as f64 / 1e9),
@@ -335,8 +497,26 @@ pub struct ConsumerStatus {
     pub service_per_second: Option<f64>,
     pub forecast_accuracy: Option<Accuracy>,
     pub processing: Processing,
-    pub lane_wait_seconds: f64,
+    pub time_seconds: Spent,
     pub last_success_timestamp_seconds: Option<f64>,
+}
+
+/// How long workers were in each state, by the state's word.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent([u64; State::ALL.len()]);
+
+impl Spent {
+    /// The time in this state.
+    pub fn of(&self, state: State) -> Duration {
+        Duration::from_nanos(self.0[state as usize])
+    }
+}
+
+impl Serialize for Spent {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let spent = State::ALL.iter().zip(self.0);
+        to.collect_map(spent.map(|(state, ns)| (state.as_str(), ns as f64 / 1e9)))
+    }
 }
 
 /// How long deliveries take.
@@ -413,6 +593,31 @@ impl Figures {
         }
     }
 
+    /// What holds a consumer back; none if there is no such consumer.
+    pub fn why(&self, consumer: &str) -> Option<Why> {
+        let figures = self
+            .consumers
+            .iter()
+            .find(|figures| figures.name == consumer)?;
+        let topic = |seq| {
+            let journal = self.journal.as_ref().filter(|journal| journal.has(seq))?;
+            let mut any = |topic: &str| Some(Arc::from(topic));
+            match journal.reader(seq).read(&mut any, 1, 1, 0).ok()? {
+                Read::Messages(messages) => {
+                    let message = messages.first().filter(|message| message.seq() == seq)?;
+                    Some(message.topic().to_owned())
+                }
+                _ => None,
+            }
+        };
+        Some(figures.why(topic))
+    }
+
+    /// The last ten minutes.
+    pub fn history(&self) -> History {
+        self.latest.history.lock().clone()
+    }
+
     /// The latest sample, a second old at most.
     pub fn latest(&self) -> Arc<Sample> {
         self.latest.get().unwrap_or_else(|| self.sample())
@@ -468,7 +673,8 @@ impl Figures {
             measured: self.measured.snapshot(),
             measured_refused: self.measured.refused(),
         });
-        *self.latest.0.lock() = Some(sample.clone());
+        self.latest.history.lock().add(&sample);
+        *self.latest.sample.lock() = Some(sample.clone());
         sample
     }
 }

@@ -161,7 +161,8 @@ pub(crate) trait Supply: Send {
 
 impl Supply for Taker {
     fn take(&mut self, worker: &Worker, deadline: Instant) -> Taken {
-        Taker::take(self, || worker.release(), deadline)
+        let paused = self.is_paused();
+        Taker::take(self, || worker.rest(paused), deadline)
     }
     fn take_more(&mut self) -> Option<Piece> {
         Taker::take_more(self)
@@ -231,7 +232,6 @@ impl<'h> Runner<'h> {
     pub(crate) fn run(mut self) {
         let mut gathered: Vec<Message> = Vec::new();
         loop {
-            self.worker.state(State::Idle);
             if self.queue.has_letters() && self.deliver_letters() == Next::End {
                 break;
             }
@@ -401,6 +401,7 @@ impl<'h> Runner<'h> {
                 }
             };
             self.worker.failed();
+            (self.worker.recent).failed(first, &cause.to_string(), now_ns());
             if verdict == Verdict::Halt {
                 self.halt(first, &cause);
                 return Err(0);
@@ -726,6 +727,7 @@ impl<'h> Runner<'h> {
         if attempt > 1 {
             worker.retrying(0);
         }
+        worker.takes_in_hand(batch[0].seq());
         worker.hold(head_ns, batch.len());
         worker.state(State::Working);
         let consumer = self.consumer.as_deref_mut()?;
@@ -741,8 +743,10 @@ impl<'h> Runner<'h> {
             let untimed = self.untimed % SAMPLE; // SAMPLE itself: this one had to be
             let weight = if time < CHEAP { untimed + 1 } else { 1 };
             worker.timed(batch.len(), waited, time, weight);
+            let now_ns = now_ns();
+            worker.recent.delivered(batch, time, weight, now_ns);
             if matches!(delivery, Delivery::Consumed) {
-                worker.succeeded_at(now_ns());
+                worker.succeeded_at(now_ns);
             }
             self.untimed = if time < CHEAP { 0 } else { SAMPLE };
             delivery
@@ -805,7 +809,6 @@ impl<'h> Runner<'h> {
             let guard = lane.try_lock_for(Duration::from_millis(100));
             let ends = self.stop.deadline.is_raised() || begin.elapsed() >= most;
             if guard.is_some() || ends {
-                self.worker.lane_waited(begin.elapsed());
                 return guard;
             }
         }

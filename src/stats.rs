@@ -11,14 +11,16 @@
 //! What the enqueuers write and what each worker writes stands on cache lines of its own, so that
 //! counting makes nobody wait for another core.
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use weir_consumer::Message;
 
 use crate::histogram::{Counts, Histogram, PROCESSING, WAITING};
+use crate::recent::Recent;
 
 /// So many of the latest times per message are kept, for readers who want them one by one.
 const TIMES: usize = 1024;
@@ -80,7 +82,7 @@ impl Reason {
 const REASONS: usize = Reason::ALL.len();
 
 /// What a consumer's worker is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum State {
@@ -196,7 +198,14 @@ pub struct Worker {
     panics: AtomicU64,
     state: AtomicU8,
     last_success_ns: AtomicU64,
-    lane_wait_ns: AtomicU64,
+    /// How long it was in each state, up to when it came into the present one.
+    spent_ns: [AtomicU64; State::ALL.len()],
+    /// When that was, by the process's own clock.
+    since_ns: AtomicU64,
+    /// The number of the first message that was last with the consumer.
+    in_hand: AtomicU64,
+    /// What it did lately.
+    pub recent: Recent,
     processing_ns: AtomicU64,
     processing_max_ns: AtomicU64,
     timed: AtomicU64,
@@ -268,7 +277,10 @@ impl Default for Worker {
             panics: AtomicU64::new(0),
             state: AtomicU8::new(State::Idle as u8),
             last_success_ns: AtomicU64::new(0),
-            lane_wait_ns: AtomicU64::new(0),
+            spent_ns: Default::default(),
+            since_ns: AtomicU64::new(clock_ns()),
+            in_hand: AtomicU64::new(0),
+            recent: Recent::default(),
             processing_ns: AtomicU64::new(0),
             processing_max_ns: AtomicU64::new(0),
             timed: AtomicU64::new(0),
@@ -308,6 +320,12 @@ pub fn now_ns() -> u64 {
         .as_nanos() as u64
 }
 
+/// Nanoseconds by a clock that is never set, since some moment of this process.
+fn clock_ns() -> u64 {
+    static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    nanos(BEGIN.elapsed())
+}
+
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -327,6 +345,12 @@ impl Worker {
     /// So many messages wait to be tried again.
     pub fn retrying(&self, messages: usize) {
         self.retrying.store(messages as u64, Ordering::Release);
+    }
+
+    /// Nothing is held, and it waits for messages, or to be resumed.
+    pub fn rest(&self, paused: bool) {
+        self.release();
+        self.state(if paused { State::Paused } else { State::Idle });
     }
 
     /// Nothing is held.
@@ -377,14 +401,54 @@ impl Worker {
         add(&self.panics, 1);
     }
 
-    /// What the worker does now.
+    /// What the worker does now. A look at the clock only if it did something else before.
     pub fn state(&self, state: State) {
+        let before = self.state.load(Ordering::Relaxed);
+        if before == state as u8 {
+            return;
+        }
+        let now = clock_ns();
+        let since = self.since_ns.load(Ordering::Relaxed);
+        add(
+            &self.spent_ns[usize::from(before)],
+            now.saturating_sub(since),
+        );
+        self.since_ns.store(now, Ordering::Release);
         self.state.store(state as u8, Ordering::Release);
     }
 
-    /// It waited so long for its lane.
-    pub fn lane_waited(&self, time: Duration) {
-        add(&self.lane_wait_ns, nanos(time));
+    /// The message of this number is with the consumer, and perhaps others behind it.
+    pub fn takes_in_hand(&self, seq: u64) {
+        self.in_hand.store(seq, Ordering::Release);
+    }
+
+    /// The number of the first message that is with the consumer, if one is.
+    pub fn in_hand_seq(&self) -> Option<u64> {
+        let there = self.in_flight.load(Ordering::Acquire) > 0;
+        there.then(|| self.in_hand.load(Ordering::Acquire))
+    }
+
+    /// How long it was in each state, in the order of [`State::ALL`].
+    pub fn spent_ns(&self) -> [u64; State::ALL.len()] {
+        // A change of state in between counts twice or not at all: some microseconds.
+        let state = usize::from(self.state.load(Ordering::Acquire));
+        let since = self.since_ns.load(Ordering::Acquire);
+        let mut spent = self
+            .spent_ns
+            .each_ref()
+            .map(|ns| ns.load(Ordering::Acquire));
+        spent[state] += clock_ns().saturating_sub(since);
+        spent
+    }
+
+    /// Messages that it has settled.
+    pub fn settled(&self) -> u64 {
+        self.settled.load(Ordering::Acquire)
+    }
+
+    /// What it does.
+    pub fn doing(&self) -> State {
+        State::ALL[usize::from(self.state.load(Ordering::Acquire))]
     }
 
     /// A delivery of so many messages took so long, after the first of them had waited for it, and
@@ -635,14 +699,16 @@ impl Stats {
             shot.last_success_ns = shot
                 .last_success_ns
                 .max(worker.last_success_ns.load(Ordering::Acquire));
-            shot.lane_wait_ns += worker.lane_wait_ns.load(Ordering::Acquire);
+            for (all, own) in shot.spent_ns.iter_mut().zip(worker.spent_ns()) {
+                *all += own;
+            }
             shot.processing_ns += worker.processing_ns.load(Ordering::Acquire);
             shot.processing_max_ns = shot
                 .processing_max_ns
                 .max(worker.processing_max_ns.load(Ordering::Acquire));
             shot.timed += worker.timed.load(Ordering::Acquire);
             shot.timed_messages += worker.timed_messages.load(Ordering::Acquire);
-            state = state.max(State::ALL[usize::from(worker.state.load(Ordering::Acquire))]);
+            state = state.max(worker.doing());
         }
         for (total, count) in shot.dropped.0.iter_mut().zip(&self.intake.dropped) {
             *total += count.load(Ordering::Acquire);
@@ -740,8 +806,8 @@ pub struct Snapshot {
     pub panics: u64,
     /// When a delivery last succeeded, in nanoseconds since 1970; 0: never.
     pub last_success_ns: u64,
-    /// Time spent waiting for the lane.
-    pub lane_wait_ns: u64,
+    /// How long its workers were in each state, all together, in the order of [`State::ALL`].
+    pub spent_ns: [u64; State::ALL.len()],
     /// Time spent in deliveries; cheap ones are timed one in 128 and counted 128-fold.
     pub processing_ns: u64,
     /// The longest delivery that was timed.
@@ -774,7 +840,7 @@ impl Default for Snapshot {
             retried: 0,
             panics: 0,
             last_success_ns: 0,
-            lane_wait_ns: 0,
+            spent_ns: [0; State::ALL.len()],
             processing_ns: 0,
             processing_max_ns: 0,
             timed: 0,

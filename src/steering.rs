@@ -16,6 +16,7 @@ use crate::data_dir::{self, DataDir};
 use crate::dead_letters::{self, DeadLetters, Filter};
 use crate::journal::{self, Cursors, Journal};
 use crate::keeper::Keeper;
+use crate::logging;
 use crate::queue::Queue;
 use crate::stats::now_ns;
 use weir_consumer::settings::nearest;
@@ -63,6 +64,30 @@ pub enum Action {
     },
     /// Write cursors and journal to the disk now.
     Flush,
+    /// Stop the hub as SIGTERM does it.
+    Drain,
+    /// Log more, or less.
+    LogLevel {
+        /// How much.
+        level: String,
+    },
+}
+
+impl Action {
+    /// The consumer that it is about, if it is about one.
+    pub fn consumer(&self) -> Option<&str> {
+        match self {
+            Action::Pause { consumer }
+            | Action::Resume { consumer }
+            | Action::Skip { consumer, .. }
+            | Action::Replay { consumer, .. } => Some(consumer),
+            Action::Requeue { .. }
+            | Action::Purge { .. }
+            | Action::Flush
+            | Action::Drain
+            | Action::LogLevel { .. } => None,
+        }
+    }
 }
 
 /// Where a replay begins.
@@ -107,6 +132,8 @@ pub struct Steering {
     pub(crate) keeper: Option<Arc<Keeper>>,
     pub(crate) dead_letters: Option<Arc<DeadLetters>>,
     pub(crate) queues: Vec<(String, Arc<Queue>)>,
+    /// Where it is said that the hub is to stop; it has room for one.
+    pub(crate) drain: crossbeam_channel::Sender<()>,
 }
 
 impl Steering {
@@ -182,7 +209,26 @@ impl Steering {
                     .map_or(Ok(()), |keeper| keeper.save(false))?;
                 Ok(Outcome::said("journal and cursors are on the disk"))
             }
+            Action::Drain => match self.drain.try_send(()) {
+                Ok(()) => Ok(Outcome::said(
+                    "the hub takes no more messages in, and ends when its queues are empty or \
+                     hub.stop_deadline has passed",
+                )),
+                Err(_) => Err("the hub is already told to stop".into()),
+            },
+            Action::LogLevel { level } => {
+                logging::set_level(level)?;
+                Ok(Outcome::said(format!("the log level is {level}")))
+            }
         }
+    }
+
+    /// Whether there is a consumer of this name.
+    ///
+    /// # Errors
+    /// That there is no such consumer, and which there are.
+    pub fn known(&self, consumer: &str) -> Result<(), String> {
+        self.queue(consumer).map(drop)
     }
 
     fn queue(&self, consumer: &str) -> Result<&Queue, String> {
@@ -264,6 +310,10 @@ fn offline_perform(
             ));
         }
         Action::Flush => return Ok(Outcome::said("the hub does not run: all is on the disk")),
+        Action::Drain => return Ok(Outcome::said("the hub does not run")),
+        Action::LogLevel { .. } => {
+            return Err("the hub does not run; start it with --log-level".into());
+        }
         Action::Pause { consumer }
         | Action::Resume { consumer }
         | Action::Skip { consumer, .. }

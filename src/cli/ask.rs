@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::{ConfigArgs, Failure, say};
 use crate::config::Config;
@@ -49,7 +49,8 @@ impl HubArgs {
         self.config.as_ref().map(load).transpose()
     }
 
-    /// Where the hub answers: its HTTP address if it has one, which other users may read as well.
+    /// Where the hub answers: its HTTP address if it has one without TLS, which other users may read
+    /// as well.
     pub(super) fn find(&self, registry: &Registry) -> Result<Address, Failure> {
         if let Some(hub) = &self.hub {
             return Address::read(hub).map_err(Failure::usage);
@@ -57,10 +58,23 @@ impl HubArgs {
         let Some(Config { hub, .. }) = self.config(registry)? else {
             return Err(Failure::usage("give --config FILE or --hub URL|PATH"));
         };
-        match (hub.http.is_empty(), hub.data_dir) {
-            (false, _) => Ok(Address::Http(hub.http)),
-            (true, dir) => Ok(Address::Socket(data_dir::control(&dir))),
+        match hub.http_tls.is_none() && !hub.http.is_empty() {
+            true => Ok(Address::Http(hub.http)),
+            false => Ok(Address::Socket(data_dir::control(&hub.data_dir))),
         }
+    }
+
+    /// The socket in its data directory, if that is known: there it can be told something.
+    #[cfg(feature = "top")]
+    pub(super) fn socket(&self, registry: &Registry) -> Result<Option<PathBuf>, Failure> {
+        if let Some(hub) = &self.hub {
+            return match Address::read(hub).map_err(Failure::usage)? {
+                Address::Socket(path) => Ok(Some(path)),
+                Address::Http(_) => Ok(None),
+            };
+        }
+        let config = self.config(registry)?;
+        Ok(config.map(|config| data_dir::control(&config.hub.data_dir)))
     }
 }
 
@@ -175,12 +189,15 @@ impl Address {
         };
         match head.split(' ').nth(1) {
             Some("200") => serde_json::from_str(body).map_err(|error| strange(&error)),
-            Some("404" | "405") => Err(strange(&"it does not know this request")),
-            Some(_) if body.trim().is_empty() => {
-                let said = head.lines().next().unwrap_or_default();
-                Err(strange(&format_args!("it says {said:?} and nothing more")))
-            }
-            Some(_) => Err(Unanswered::Refused(body.trim_end().into())),
+            Some(status) => match (status, serde_json::from_str(body)) {
+                (_, Ok(Fault { error })) => Err(Unanswered::Refused(error)),
+                ("404" | "405", _) => Err(strange(&"it does not know this request")),
+                _ if body.trim().is_empty() => {
+                    let said = head.lines().next().unwrap_or_default();
+                    Err(strange(&format_args!("it says {said:?} and nothing more")))
+                }
+                _ => Err(Unanswered::Refused(body.trim_end().into())),
+            },
             None => Err(strange(&"that is not HTTP")),
         }
     }
@@ -226,6 +243,12 @@ impl Address {
             }
         }
     }
+}
+
+/// Why a hub refuses, as it says it.
+#[derive(Deserialize)]
+struct Fault {
+    error: String,
 }
 
 fn connect(path: &Path) -> std::io::Result<UnixStream> {

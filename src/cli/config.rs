@@ -2,10 +2,11 @@
 
 use std::io::Write;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
+use serde_json::json;
 
 use super::{ConfigArgs, Failure};
-use crate::config::{Config, SAMPLE, show};
+use crate::config::{Config, Mistakes, SAMPLE, show};
 use crate::registry::Registry;
 
 /// Checks, shows or begins a configuration.
@@ -13,28 +14,73 @@ use crate::registry::Registry;
 pub(super) enum Command {
     /// Checks a configuration and reports every mistake in it; exits with 2 if there is one.
     #[command(after_help = "Example:\n  weir config check --config weir.toml --set hub.http=''")]
-    Check(ConfigArgs),
+    Check(Check),
     /// Shows the effective configuration: every key, what it means, and where it was set.
     Show(ConfigArgs),
     /// Prints a commented configuration to begin with.
     Sample,
 }
 
+#[derive(Args)]
+pub(super) struct Check {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print a JSON object, with every mistake, instead.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Check {
+    fn run(&self, registry: &Registry, mut out: impl Write) -> Result<(), Failure> {
+        let settings = self.config.settings();
+        let config = settings.and_then(|settings| Config::from_settings(settings, registry));
+        if self.json {
+            let file = self.config.config.display().to_string();
+            writeln!(out, "{}", report(&file, &config))?;
+        }
+        let config = config?;
+        if !self.json {
+            writeln!(
+                out,
+                "{}: good; {} consumers, {} producers, {} backends",
+                self.config.config.display(),
+                config.consumers.len(),
+                config.producers.len(),
+                config.backends.len()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn report(file: &str, config: &Result<Config, Mistakes>) -> serde_json::Value {
+    match config {
+        Ok(config) => json!({
+            "file": file,
+            "good": true,
+            "mistakes": [],
+            "consumers": config.consumers.len(),
+            "producers": config.producers.len(),
+            "backends": config.backends.len(),
+        }),
+        Err(Mistakes(mistakes)) => {
+            let mistakes = mistakes.iter().map(|mistake| {
+                json!({
+                    "at": mistake.origin.to_string(),
+                    "key": mistake.path,
+                    "text": mistake.text,
+                })
+            });
+            json!({ "file": file, "good": false, "mistakes": mistakes.collect::<Vec<_>>() })
+        }
+    }
+}
+
 impl Command {
     pub(super) fn run(&self, registry: &Registry) -> Result<(), Failure> {
         let mut out = std::io::stdout().lock();
         match self {
-            Command::Check(args) => {
-                let config = args.load(registry)?;
-                writeln!(
-                    out,
-                    "{}: good; {} consumers, {} producers, {} backends",
-                    args.config.display(),
-                    config.consumers.len(),
-                    config.producers.len(),
-                    config.backends.len()
-                )?;
-            }
+            Command::Check(check) => check.run(registry, out)?,
             Command::Show(args) => {
                 let settings = args.settings()?;
                 Config::from_settings(settings.clone(), registry)?;

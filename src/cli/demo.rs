@@ -394,7 +394,7 @@ fn row(c: &ConsumerStatus, depths: &VecDeque<u64>) -> String {
 }
 
 /// Draws numbers as a row of bars; the highest is that of the largest.
-fn spark(numbers: &VecDeque<u64>) -> String {
+pub(super) fn spark(numbers: &VecDeque<u64>) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let max = numbers.iter().max().copied().unwrap_or(0).max(8);
     numbers

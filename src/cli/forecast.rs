@@ -371,7 +371,7 @@ fn clock(now: SystemTime, seconds: f64, far: f64) -> String {
 }
 
 /// "120/s", "4/min".
-fn per_time(per_second: f64) -> String {
+pub(super) fn per_time(per_second: f64) -> String {
     let (count, unit) = match per_second {
         0.0 => (0.0, "s"),
         0.5.. => (per_second, "s"),

@@ -67,6 +67,10 @@ impl Hub {
                     ),
                     Err(_) => "no thread is left".into(),
                 }),
+                recv(hub.drain()) -> _ => {
+                    info!(deadline = ?config.hub.stop_deadline, "stopping; an operator wants it");
+                    break None;
+                }
                 recv(watchdog) -> _ => manager.tell(NotifyState::Watchdog),
             }
         };
@@ -156,7 +160,11 @@ fn banner(config: &Config, hub: &hub::Hub) -> String {
         let _ = writeln!(out, "  out       {line}");
     }
     if let Some(http) = hub.http() {
-        let _ = writeln!(out, "  status    http://{http}/status");
+        let scheme = match config.hub.http_tls {
+            Some(_) => "https",
+            None => "http",
+        };
+        let _ = writeln!(out, "  status    {scheme}://{http}/status");
     }
     if let Some(journal) = &hub.figures().journal {
         let dir = data_dir::journal(&config.hub.data_dir);

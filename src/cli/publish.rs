@@ -1,9 +1,10 @@
 //! `weir publish`: send a message the way other publishers on the bus do.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde_json::json;
 use zmq::{Context, Socket, SocketType};
 
 use super::{Failure, PeerArgs, say};
@@ -38,6 +39,9 @@ pub(super) struct Publish {
     /// How long to wait for them.
     #[arg(long, default_value = "10s", value_parser = super::duration, value_name = "TIME")]
     wait: Duration,
+    /// Print what was sent as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Publish {
@@ -82,7 +86,13 @@ impl Publish {
                 })?;
         }
         let (count, topic, bytes) = (self.count, &self.topic, body.len());
-        say(&format!("sent on {topic:?}: {count} x {bytes} bytes\n"));
+        match self.json {
+            true => {
+                let sent = json!({ "topic": topic, "count": count, "bytes": bytes });
+                writeln!(std::io::stdout(), "{sent}")?;
+            }
+            false => say(&format!("sent on {topic:?}: {count} x {bytes} bytes\n")),
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
@@ -12,6 +13,7 @@ use super::ask::{Address, Unanswered};
 use super::{ConfigArgs, Failure, duration};
 use crate::config::Config;
 use crate::data_dir::{self, DataDir, Refused};
+use crate::logging::LEVELS;
 use crate::registry::Registry;
 use crate::steering::{self, Action, From, Outcome};
 use crate::{dead_letters, journal};
@@ -102,7 +104,7 @@ impl Data {
                 let settings = (&self.journal, &self.dead_letters);
                 steering::offline(&dir, settings, action, &by).map_err(Failure::run)
             }
-            Err(Refused::Taken(_)) => ask(&data_dir::control(&self.dir), action),
+            Err(Refused::Taken(_)) => ask(&data_dir::control(&self.dir), action, PATIENCE),
             Err(Refused::Unusable(text)) => {
                 Err(Failure::run(format!("{text}; run this as the hub's user")))
             }
@@ -118,10 +120,10 @@ fn user() -> String {
     }
 }
 
-/// Asks the running hub.
-fn ask(socket: &Path, action: &Action) -> Result<Outcome, Failure> {
+/// Asks the running hub, and waits so long for its answer.
+pub(super) fn ask(socket: &Path, action: &Action, patience: Duration) -> Result<Outcome, Failure> {
     let hub = Address::Socket(socket.to_owned());
-    hub.post("/v1/actions", action, PATIENCE).map_err(|unanswered| match unanswered {
+    hub.post("/v1/actions", action, patience).map_err(|unanswered| match unanswered {
         Unanswered::Away(why) => Failure::run(format!(
             "a process has the data directory, but can't be talked to: {why}; another command may \
              be at work, or the hub just starting or stopping: try again. (A hub built without the \
@@ -254,5 +256,47 @@ impl Replay {
         let consumer = self.consumer.clone();
         let data = self.data.find(registry)?;
         tell(&data.act(&Action::Replay { consumer, from })?, self.json)
+    }
+}
+
+/// Stops a hub as SIGTERM does: no more intake, then empty queues or the deadline.
+///
+/// Returns as soon as the hub has been told; `hub.stop_deadline` says how long it may take.
+#[derive(Args)]
+#[command(after_help = "Example:\n  weir drain --config weir.toml")]
+pub(super) struct Drain {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Print the outcome as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Drain {
+    pub(super) fn run(&self, registry: &Registry) -> Result<(), Failure> {
+        let data = self.data.find(registry)?;
+        tell(&data.act(&Action::Drain)?, self.json)
+    }
+}
+
+/// Has a running hub log more, or less, until it ends.
+#[derive(Args)]
+#[command(after_help = "Example:\n  weir log-level debug --config weir.toml")]
+pub(super) struct SetLogLevel {
+    /// How much.
+    #[arg(value_parser = PossibleValuesParser::new(LEVELS))]
+    level: String,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Print the outcome as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl SetLogLevel {
+    pub(super) fn run(&self, registry: &Registry) -> Result<(), Failure> {
+        let level = self.level.clone();
+        let data = self.data.find(registry)?;
+        tell(&data.act(&Action::LogLevel { level })?, self.json)
     }
 }

@@ -694,10 +694,12 @@ const CONSUMER: &[Row<ConsumerSample>] = &[
         },
     ),
     counter(
-        "weir_consumer_lane_wait_seconds_total",
-        "Time spent waiting for its lane.",
+        "weir_consumer_time_seconds_total",
+        "How long its workers were in each state, all together.",
         |c, put| {
-            put(None, seconds(c.shot.lane_wait_ns));
+            for (state, spent_ns) in State::ALL.iter().zip(c.shot.spent_ns) {
+                put(Some(("state", state.as_str())), seconds(spent_ns));
+            }
         },
     ),
     histogram(

@@ -497,6 +497,11 @@ impl Taker {
         }
     }
 
+    /// Whether its consumer is paused.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.queue.stats.is_paused()
+    }
+
     /// Takes the next piece, waiting for it until `deadline` at most.
     ///
     /// `idle` is called when there is nothing, before it waits.

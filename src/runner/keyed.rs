@@ -21,7 +21,7 @@ pub(crate) struct Inbox(Receiver<Piece>);
 
 impl Supply for Inbox {
     fn take(&mut self, worker: &Worker, deadline: Instant) -> Taken {
-        take_from(&self.0, || worker.release(), deadline)
+        take_from(&self.0, || worker.rest(false), deadline)
     }
     fn take_more(&mut self) -> Option<Piece> {
         self.0.try_recv().ok()

@@ -356,7 +356,12 @@ fn consumers_of_one_lane_never_run_at_the_same_time() {
     numbers(&seen, 600);
     let status = hub.stop().status;
     assert_eq!(status.consumers.iter().map(|c| c.panics).sum::<u64>(), 0);
-    assert!(status.consumers.iter().any(|c| c.lane_wait_seconds > 0.0));
+    assert!(
+        status
+            .consumers
+            .iter()
+            .any(|c| c.time_seconds.of(State::LaneWait) > Duration::ZERO)
+    );
 }
 
 #[test]

@@ -23,9 +23,20 @@ struct Answer {
     body: String,
 }
 
-fn ask(mut stream: impl Read + Write, method: &str, path: &str, accept: &str) -> Answer {
+fn ask(at: SocketAddr, method: &str, path: &str, accept: &str) -> Answer {
+    let stream = TcpStream::connect(at).unwrap();
+    ask_on(stream, &at.to_string(), method, path, accept)
+}
+
+fn ask_on(
+    mut stream: impl Read + Write,
+    host: &str,
+    method: &str,
+    path: &str,
+    accept: &str,
+) -> Answer {
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\n\
          Connection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).unwrap();
@@ -40,7 +51,7 @@ fn ask(mut stream: impl Read + Write, method: &str, path: &str, accept: &str) ->
 }
 
 fn get(at: SocketAddr, path: &str) -> Answer {
-    ask(TcpStream::connect(at).unwrap(), "GET", path, "*/*")
+    ask(at, "GET", path, "*/*")
 }
 
 /// A hub in memory that answers on a free port.
@@ -100,8 +111,7 @@ fn read(text: &str) -> Page {
 }
 
 fn scrape(at: SocketAddr) -> Page {
-    let stream = TcpStream::connect(at).unwrap();
-    let answer = ask(stream, "GET", "/metrics", OPENMETRICS);
+    let answer = ask(at, "GET", "/metrics", OPENMETRICS);
     assert_eq!(answer.code, 200);
     let wanted = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8";
     assert!(answer.head.contains(wanted), "{}", answer.head);
@@ -302,10 +312,10 @@ fn probes_answer_while_consumers_are_in_trouble_and_until_the_end() {
             "{}",
             answer.head
         );
-        let head = ask(TcpStream::connect(at).unwrap(), "HEAD", path, "*/*");
+        let head = ask(at, "HEAD", path, "*/*");
         assert_eq!((head.code, &*head.body), (200, ""), "{path}");
-        let post = ask(TcpStream::connect(at).unwrap(), "POST", path, "*/*");
-        assert_eq!(post.code, 405, "{path}");
+        let post = ask(at, "POST", path, "*/*");
+        assert_eq!(post.code, 403, "{path}");
     }
     // The stop waits for the consumer that is stuck, which lasts as long as the test wants.
     let stopping = std::thread::spawn(move || hub.stop());
@@ -322,7 +332,10 @@ fn the_unix_socket_has_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let (_feed, hub) = try_kept(dir.path(), "[consumers.null]\ntopics = ''", []).unwrap();
     let socket = weir::data_dir::control(dir.path());
-    let ask = |path, accept| ask(UnixStream::connect(&socket).unwrap(), "GET", path, accept);
+    let ask = |path, accept| {
+        let stream = UnixStream::connect(&socket).unwrap();
+        ask_on(stream, "weir", "GET", path, accept)
+    };
     let page = read(&ask("/metrics", OPENMETRICS).body);
     assert!(page.keys().any(|(name, _)| name == "weir_journal_bytes"));
     for path in ["/healthz", "/readyz"] {

@@ -4,11 +4,13 @@
 
 mod check;
 mod collectd;
+mod control;
 mod dead;
 mod delivery;
 mod http;
 mod journal;
 mod lag;
+mod logs;
 mod moksha;
 mod pages;
 mod process;
@@ -16,3 +18,4 @@ mod sockets;
 mod steer;
 mod stopping;
 mod support;
+mod top;

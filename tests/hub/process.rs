@@ -91,8 +91,10 @@ impl Running {
 
     pub fn get(&self, path: &str) -> Value {
         let mut stream = TcpStream::connect(&self.http).unwrap();
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+            self.http
+        );
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -510,4 +512,96 @@ fn publish_sends_all_it_was_asked_to() {
     });
     hub.signal("TERM");
     assert_eq!(hub.end().0, Some(0));
+}
+
+#[test]
+fn shells_complete_and_every_command_has_a_page() {
+    for (shell, words) in [
+        ("bash", ["_weir()", "--filter"]),
+        ("zsh", ["#compdef weir", "--filter"]),
+        ("fish", ["complete -c weir", "-l filter"]),
+    ] {
+        let output = run(&["completions", shell]);
+        assert!(output.status.success());
+        let script = stdout(&output);
+        assert!(words.iter().all(|word| script.contains(word)), "{script}");
+    }
+    assert_eq!(run(&["completions", "cmd"]).status.code(), Some(2));
+
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(&["man", dir.path().to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    for page in ["weir", "weir-top", "weir-hub", "weir-dead-list", "weir-man"] {
+        let text = std::fs::read_to_string(dir.path().join(format!("{page}.1"))).unwrap();
+        assert!(text.contains(".TH "), "{page}: {text}");
+    }
+    let page = std::fs::read_to_string(dir.path().join("weir-top.1")).unwrap();
+    assert!(
+        page.contains("NO_COLOR") && page.contains(r"weir top \-\-config weir.toml"),
+        "{page}"
+    );
+    let output = run(&["man", "/nowhere/at/all"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("/nowhere/at/all"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn programs_are_told_of_every_mistake_and_of_what_was_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let begin = "[[backend]]\nconnect = ['inproc://x']\n[consumers.null]\ntopics = ''\n";
+    let good = configure(dir.path(), begin);
+    let check = |file: &Path| {
+        let output = run(&[
+            "config",
+            "check",
+            "--json",
+            "--config",
+            file.to_str().unwrap(),
+        ]);
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), said)
+    };
+    let (code, said) = check(&good);
+    assert_eq!(
+        (code, &said["good"], &said["consumers"]),
+        (Some(0), &true.into(), &1.into())
+    );
+    let wrong = configure(dir.path(), &format!("{begin}wrokers = 2\nqueue = 7\n"));
+    let (code, said) = check(&wrong);
+    assert_eq!((code, &said["good"]), (Some(2), &false.into()));
+    let mistakes = said["mistakes"].as_array().unwrap();
+    assert_eq!(mistakes.len(), 2, "{said}");
+    let keys: Vec<&str> = mistakes
+        .iter()
+        .map(|m| m["key"].as_str().unwrap())
+        .collect();
+    assert!(keys.contains(&"consumers.null.wrokers"), "{said}");
+    assert!(
+        mistakes[0]["at"].as_str().unwrap().contains("weir.toml:"),
+        "{said}"
+    );
+    assert_eq!(check(Path::new("/nowhere.toml")).0, Some(2));
+
+    let tail = crate::support::ipc(dir.path(), "bus");
+    let listener = weir()
+        .args(["tail", "--connect", &tail, "--count", "2", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = run(&[
+        "publish", "--bind", &tail, "--count", "2", "--json", "org.a", "{}",
+    ]);
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let sent = serde_json::json!({ "topic": "org.a", "count": 2, "bytes": 2 });
+    assert_eq!((said, stderr(&output).as_str()), (sent, ""));
+    assert_eq!(
+        stdout(&listener.wait_with_output().unwrap())
+            .lines()
+            .count(),
+        2
+    );
 }

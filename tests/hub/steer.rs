@@ -146,6 +146,28 @@ fn a_running_hub_is_steered_through_its_socket() {
 }
 
 #[test]
+fn a_drain_ends_the_hub_in_order() {
+    let setting = Setting::new();
+    let hub = setting.start();
+    assert_eq!(setting.bus.subscriptions(1), [""]);
+    setting.bus.publish("t", "{}");
+    eventually("consumed", || consumer(&hub, "file")["consumed"] == 1);
+    let said = good(&["log-level", "debug"], &setting.data());
+    assert!(said.contains("the log level is debug"), "{said}");
+    let said = good(&["drain"], &setting.data());
+    assert!(said.contains("no more messages"), "{said}");
+    let (code, out, log) = hub.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("an operator wants it"), "{log}");
+    let ledger: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(ledger["consumers"][0]["queue_messages"], 0);
+    // One that does not run has nothing to stop, and no log.
+    assert!(good(&["drain"], &setting.data()).contains("does not run"));
+    assert!(bad(&["log-level", "debug"], &setting.data(), 1).contains("--log-level"));
+    bad(&["log-level", "loud"], &setting.data(), 2);
+}
+
+#[test]
 fn the_data_of_a_stopped_hub_is_steered_too() {
     let setting = Setting::new();
     let data = setting.data();

@@ -2,9 +2,12 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // a test's name says what it is about
 
+mod board;
+mod browser;
 mod collectd;
 mod dashboards;
 mod figures;
 mod moksha;
 mod prometheus;
 mod statsd;
+mod top;
