@@ -31,7 +31,7 @@ use crate::recent::Lately;
 use crate::stats::{
     Dropped, LatestTimes, Reason, Snapshot, SourceSnapshot, SourceStats, State, Stats, now_ns,
 };
-use crate::why::{InHand, Limits, Share, Why};
+use crate::why::{GivenUp, InHand, Limits, Share, Why};
 use sample::{ConsumerSample, ProducerSample, Sample, SourceLag, SourceSample};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -167,8 +167,8 @@ pub struct ConsumerFigures {
 /// What the monitor remembers of a consumer for [`ConsumerFigures::why`].
 #[derive(Default)]
 struct Watched {
-    /// When, and how long its workers had been in each state then.
-    spent: VecDeque<(u64, [u64; State::ALL.len()])>,
+    /// Its counters then, oldest first.
+    past: VecDeque<Snapshot>,
     /// What each worker had in hand, with its counters then, and since when.
     in_hand: Vec<(Option<(u64, u64)>, u64)>,
 }
@@ -181,11 +181,11 @@ const WHY_EVERY: Duration = Duration::from_secs(10);
 impl Watched {
     fn look(&mut self, stats: &Stats, shot: &Snapshot) {
         let now = shot.at_ns;
-        let since_last = self.spent.back().map(|(at, _)| now.saturating_sub(*at));
+        let since_last = self.past.back().map(|past| now.saturating_sub(past.at_ns));
         if since_last.is_none_or(|ns| ns >= WHY_EVERY.as_nanos() as u64) {
-            self.spent.push_back((now, shot.spent_ns));
-            while self.spent.len() > (WHY_OVER.as_secs() / WHY_EVERY.as_secs()) as usize + 1 {
-                self.spent.pop_front();
+            self.past.push_back(*shot);
+            while self.past.len() > (WHY_OVER.as_secs() / WHY_EVERY.as_secs()) as usize + 1 {
+                self.past.pop_front();
             }
         }
         self.in_hand.resize(stats.workers().len(), (None, now));
@@ -288,10 +288,17 @@ impl ConsumerFigures {
         let forecast = self.forecast();
         let (first, in_hand) = {
             let watched = self.watched.lock();
-            (watched.spent.front().copied(), watched.in_hand.clone())
+            (watched.past.front().copied(), watched.in_hand.clone())
         };
-        let (since_ns, before) = first.unwrap_or_default();
-        let spent = shot.spent_ns.iter().zip(before);
+        let before = first.unwrap_or_default();
+        let since_ns = before.at_ns;
+        let settled = |shot: &Snapshot| shot.received - shot.queue_messages;
+        let refused = |shot: &Snapshot| {
+            let reasons = [Reason::Refused, Reason::DeadLetter, Reason::Attempts];
+            let dropped: u64 = reasons.map(|reason| shot.dropped.of(reason)).iter().sum();
+            dropped + shot.dead_lettered
+        };
+        let spent = shot.spent_ns.iter().zip(before.spent_ns);
         let spent: Vec<u64> = spent.map(|(now, then)| now.saturating_sub(then)).collect();
         let all = spent.iter().sum::<u64>().max(1) as f64;
         let mut time: Vec<Share> = (State::ALL.into_iter().zip(spent))
@@ -334,6 +341,10 @@ impl ConsumerFigures {
             limits: self.limits.clone(),
             over_seconds: Duration::from_nanos(shot.at_ns.saturating_sub(since_ns)).as_secs_f64(),
             time,
+            given_up: GivenUp {
+                messages: refused(&shot).saturating_sub(refused(&before)),
+                of: settled(&shot).saturating_sub(settled(&before)),
+            },
             in_hand: in_hand.collect(),
             lately: Lately::of(notes, shot.at_ns),
             reason: String::new(),

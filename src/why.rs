@@ -40,6 +40,9 @@ pub struct Why {
     pub over_seconds: f64,
     /// The part of its workers' time that they were in each state, most first.
     pub time: Vec<Share>,
+    /// What it refused or was set aside of what was settled in that time.
+    #[serde(default)]
+    pub given_up: GivenUp,
     /// What its workers have in hand.
     pub in_hand: Vec<InHand>,
     /// What they did in the last minutes.
@@ -62,6 +65,15 @@ pub struct Limits {
     pub keyed: bool,
     /// How often a message is tried; 0: until it is taken.
     pub attempts: u32,
+}
+
+/// How many messages were not consumed, of those settled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GivenUp {
+    /// Refused by the consumer, or set aside.
+    pub messages: u64,
+    /// Of so many.
+    pub of: u64,
 }
 
 /// A part of the workers' time.
@@ -153,6 +165,13 @@ impl Why {
                 ),
                 "It waits for something: see what that is, and give the call a time-out. A restart \
                  of the hub delivers the message again.",
+            );
+        }
+        let GivenUp { messages, of } = self.given_up;
+        if messages > 2 && messages * 2 > of {
+            return said(
+                format!("It gives up {messages} of {of} messages{because}."),
+                "Mend the cause; then `weir dead requeue` delivers those again that were set aside.",
             );
         }
         let idle = self.part(State::Idle);
@@ -307,6 +326,7 @@ mod tests {
             },
             over_seconds: 300.0,
             time: time.iter().map(share).collect(),
+            given_up: GivenUp::default(),
             in_hand: Vec::new(),
             lately: Lately::default(),
             reason: String::new(),
@@ -362,7 +382,19 @@ mod tests {
             topic: "a".into(),
             at_ns: 1,
         });
-        says(failing, &["connection refused"]);
+        says(failing.clone(), &["connection refused", "try again"]);
+        failing.given_up = GivenUp {
+            messages: 38,
+            of: 40,
+        };
+        says(
+            failing,
+            &[
+                "gives up 38 of 40",
+                "connection refused",
+                "weir dead requeue",
+            ],
+        );
         let mut busy = why(&[(State::Working, 1.0)]);
         for (topic, seconds) in [("org.db.slow", 9.0), ("org.a", 1.0)] {
             busy.lately.topics.push(Cost {

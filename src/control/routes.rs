@@ -19,10 +19,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
+use weir_consumer::settings::DURATION_MAX;
 
 use super::events::Events;
 use super::guard::{By, Door, Fault};
 use crate::dead_letters::Filter;
+use crate::logging::LEVELS;
 use crate::monitor::prometheus;
 use crate::monitor::sample::Dump;
 use crate::monitor::{ConsumerStatus, History, Status};
@@ -400,7 +402,7 @@ async fn skip(
         Skip {
             older_than_seconds: Some(seconds),
             to_head: false,
-        } => Some(seconds),
+        } => Some(age("older_than_seconds", seconds)?),
         Skip {
             older_than_seconds: None,
             to_head: true,
@@ -438,7 +440,7 @@ async fn replay(
         Replay {
             since_seconds: Some(seconds),
             from_sequence: None,
-        } => From::Seconds(seconds),
+        } => From::Seconds(age("since_seconds", seconds)?),
         Replay {
             since_seconds: None,
             from_sequence: Some(number),
@@ -451,6 +453,17 @@ async fn replay(
         }
     };
     act(&app, by, Action::Replay { consumer, from }).await
+}
+
+/// A time that has passed, in seconds.
+fn age(key: &str, seconds: f64) -> Result<f64, Fault> {
+    match (0.0..=DURATION_MAX.as_secs_f64()).contains(&seconds) {
+        true => Ok(seconds),
+        false => Err(Fault(
+            StatusCode::BAD_REQUEST,
+            format!("`{key}` is {seconds}: expected seconds from 0 to ten years"),
+        )),
+    }
 }
 
 fn one_of(one: &str, other: &str) -> Fault {
@@ -491,6 +504,16 @@ fn filter(mut asked: serde_json::Map<String, Value>) -> Result<Filter, Fault> {
         return Err(wrong(
             "`ids` names no letter; leave it out if the rest says which".into(),
         ));
+    }
+    // All begin with nothing, and all contain it: that is not what anybody means.
+    let mut texts = ["consumer", "topic", "reason", "cause"].into_iter();
+    let blank = |key: &&str| {
+        let text = asked.get(*key).and_then(Value::as_str);
+        text.is_some_and(|text| text.trim_end_matches('*').is_empty())
+    };
+    if let Some(key) = texts.find(blank) {
+        let text = format!("`{key}` says nothing; leave it out if the rest says which");
+        return Err(wrong(text));
     }
     let filter: Filter = serde_json::from_value(asked.into())
         .map_err(|error| wrong(format!("that is not what {BODY_HELP}: {error}")))?;
@@ -533,6 +556,13 @@ async fn log_level(
     request: Request,
 ) -> Result<Json<Outcome>, Fault> {
     let LogLevel { level } = body(&app, request).await?;
+    if !LEVELS.contains(&level.as_str()) {
+        let text = format!(
+            "`level` is {level:?}: expected one of {}",
+            LEVELS.join(", ")
+        );
+        return Err(Fault(StatusCode::BAD_REQUEST, text));
+    }
     act(&app, by, Action::LogLevel { level }).await
 }
 
@@ -557,12 +587,27 @@ mod tests {
     }
 
     #[test]
+    fn times_are_those_that_have_passed() {
+        for wrong in [-1.0, f64::NAN, f64::INFINITY, 1e30] {
+            assert!(age("since_seconds", wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(age("since_seconds", 0.5).map_err(|fault| fault.1), Ok(0.5));
+    }
+
+    #[test]
     fn all_letters_are_meant_only_if_it_is_said() {
         for asked in [json!({}), json!({"all": false}), json!({"ids": []})] {
             assert!(letters(asked.clone()).is_err(), "{asked}");
         }
         // What had been selected is no more: that is not everything of the consumer.
         assert!(letters(json!({"ids": [], "consumer": "a"})).is_err());
+        for nothing in [
+            json!({"cause": ""}),
+            json!({"topic": "*"}),
+            json!({"reason": ""}),
+        ] {
+            assert!(letters(nothing.clone()).is_err(), "{nothing}");
+        }
         assert!(letters(json!({"all": "yes"})).is_err());
         assert!(
             letters(json!({"consumers": "a"}))

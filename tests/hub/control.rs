@@ -492,10 +492,10 @@ fn a_request_that_makes_no_sense_is_refused_and_changes_nothing() {
     let path = "/v1/consumers/irc/skip";
     served
         .tell("POST", path, "{\"older_than_seconds\": -1}")
-        .refused(409);
+        .refused(400);
     served
         .tell("POST", path, "{\"older_than_seconds\": 1e300}")
-        .refused(409);
+        .refused(400);
     let why = served
         .tell("POST", "/v1/consumers/irk/pause", "{}")
         .refused(404);
