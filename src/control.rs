@@ -54,6 +54,8 @@ use routes::{App, router};
 
 /// Connections of one listener.
 const CONNECTIONS_MAX: u32 = 256;
+/// Between two that are refused because there are so many.
+const FULL_PAUSE: Duration = Duration::from_millis(5);
 /// How long the head of a request may take to come, and its body; an idle connection is closed.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// How long an answer may wait to be taken.
@@ -320,6 +322,8 @@ impl Server {
                     Some(_) => drop(stream),
                     None => stream.refuse(),
                 }
+                // Whoever knocks again and again takes no more of the machine than this.
+                tokio::time::sleep(FULL_PAUSE).await;
                 continue;
             };
             let peer = stream.meet(&from);
