@@ -69,6 +69,9 @@ function span(s) {
   return two(Math.floor(s / 86400), "d", Math.floor((s % 86400) / 3600), "h");
 }
 
+/** How long something took that may be very short. */
+const took = (s) => (s > 0 && s < 0.001 ? `${Math.max(1, Math.round(s * 1e6))} µs` : span(s));
+
 /** How long ago, to the second. */
 const age = (s) => (s < 10 ? `${Math.max(0, Math.floor(s))} s` : span(s));
 
@@ -933,7 +936,7 @@ function drawWhy() {
         line(
           2,
           `${one.topic}${one.messages > 1 ? ` (${one.messages} messages)` : ""}`,
-          span(one.seconds),
+          took(one.seconds),
           ago(one.at_ns),
         ),
       ),
@@ -941,7 +944,7 @@ function drawWhy() {
     [
       "costly",
       why.topics.map((one) =>
-        line(2, one.topic, count(Math.round(one.messages)), span(one.seconds)),
+        line(2, one.topic, count(Math.round(one.messages)), took(one.seconds)),
       ),
     ],
   ]) {
@@ -972,8 +975,8 @@ function ledger(c) {
   if (c.service_per_second) lines.push(["Manages", rate(c.service_per_second)]);
   if (c.processing.mean_seconds != null)
     lines.push(
-      ["A message takes", span(c.processing.mean_seconds)],
-      ["At most", span(c.processing.max_seconds)],
+      ["A message takes", took(c.processing.mean_seconds)],
+      ["At most", took(c.processing.max_seconds)],
     );
   if (c.last_success_timestamp_seconds)
     lines.push(["Last success", `${age(hubNow() - c.last_success_timestamp_seconds)} ago`]);
