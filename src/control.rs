@@ -376,9 +376,8 @@ async fn converse(
 mod tests {
     use super::*;
     use crate::lifecycle::Watch;
-    use crate::monitor::{Figures, Latest};
+    use crate::monitor::Figures;
     use std::io::{ErrorKind, Read, Write};
-    use std::time::Instant;
 
     /// An interface of a hub that has nothing, with little time for requests.
     fn served(
@@ -392,18 +391,7 @@ mod tests {
         };
         let (mut control, quit) = Control::bind(&settings).unwrap();
         control.request_time = request_time;
-        let figures = Figures {
-            hub: "a".into(),
-            started: Instant::now(),
-            consumers: Vec::new(),
-            sources: Vec::new(),
-            producers: Vec::new(),
-            publish: None,
-            journal: None,
-            dead_letters: None,
-            measured: Arc::default(),
-            latest: Latest::default(),
-        };
+        let figures = Figures::new("a", Vec::new());
         let probes = Probes {
             figures: Arc::new(figures),
             started: Arc::default(),

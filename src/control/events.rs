@@ -90,22 +90,10 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::Latest;
 
     #[test]
     fn however_many_listen_the_status_is_put_together_once_a_second() {
-        let figures = Figures {
-            hub: "a".into(),
-            started: Instant::now(),
-            consumers: Vec::new(),
-            sources: Vec::new(),
-            producers: Vec::new(),
-            publish: None,
-            journal: None,
-            dead_letters: None,
-            measured: Arc::default(),
-            latest: Latest::default(),
-        };
+        let figures = Figures::new("a", Vec::new());
         let events = Events::new(Arc::new(figures));
         let now = Instant::now();
         let first = events.status(now);
