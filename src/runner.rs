@@ -440,6 +440,7 @@ impl<'h> Runner<'h> {
                         return Err(0);
                     }
                     if self.queue.skips(first) && self.letter.is_none() {
+                        self.worker.retrying(0);
                         self.settled(Settled::Dropped(Reason::Skipped), batch);
                         return Ok(());
                     }

@@ -244,3 +244,33 @@ fn a_rate_limit_bounds_the_service_rate_before_it_was_ever_met() {
     assert_eq!(consumer(&hub, "it").service_per_second, Some(10.0));
     hub.stop();
 }
+
+#[test]
+fn a_message_that_is_skipped_waits_for_no_further_attempt() {
+    let dir = tempfile::tempdir().unwrap();
+    let (entered, inside) = unbounded();
+    let (leave, left) = unbounded::<()>();
+    let failing = kind("it", move |message| {
+        if message.seq() == 1 {
+            return Err(Failure::retry("not yet"));
+        }
+        entered.send(message.received_ns())?;
+        let _ = left.recv();
+        Ok(())
+    });
+    let toml = "[consumers.it]\ntopics = ''\nretry = { attempts = 0, delay = '10ms' }";
+    let (feed, hub) = try_kept(dir.path(), toml, [failing]).unwrap();
+    feed.send("t", "x").unwrap();
+    eventually("backing off", || consumer(&hub, "it").retrying == 1);
+    let skip = Action::Skip {
+        consumer: "it".into(),
+        older_than_seconds: None,
+    };
+    hub.act(&skip, "test").unwrap();
+    eventually("skipped", || consumer(&hub, "it").queue_messages == 0);
+    feed.send("t", "x").unwrap();
+    take(&inside);
+    assert_eq!(consumer(&hub, "it").retrying, 0);
+    drop(leave);
+    hub.stop();
+}
