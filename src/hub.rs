@@ -346,7 +346,8 @@ impl Starting {
         let steering = Arc::new(steering);
         let mut producers = Vec::new();
         for settings in &config.producers {
-            let context = Context::new(&settings.name, &config.hub.data_dir, publisher.clone());
+            let context = Context::new(&settings.name, &config.hub.data_dir, publisher.clone())
+                .in_hub(&config.hub.name);
             let (kind, own) = (settings.kind.clone(), settings.own.clone());
             let build: producer::Build = Arc::new(move || kind.build_producer(&own, &context));
             let producer = build().map_err(|mistakes| config::Mistakes(mistakes).to_string())?;
@@ -729,7 +730,8 @@ impl<'c> Workers<'c> {
     ) -> Result<Self, String> {
         let settings = &config.settings;
         let data_dir = &shared.hub.data_dir;
-        let context = Context::new(&config.name, data_dir, shared.publisher.clone());
+        let context =
+            Context::new(&config.name, data_dir, shared.publisher.clone()).in_hub(&shared.hub.name);
         let (kind, own) = (config.kind.clone(), config.own.clone());
         let recorder = shared.measured.recorder(&config.name);
         let recording = recorder.clone();

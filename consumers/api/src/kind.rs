@@ -18,6 +18,7 @@ pub const HUB_KEYS: [&str; 12] = [
 #[derive(Clone, Debug)]
 pub struct Context {
     name: Arc<str>,
+    hub: Arc<str>,
     data_dir: PathBuf,
     publisher: Publisher,
 }
@@ -27,14 +28,28 @@ impl Context {
     pub fn new(name: &str, data_dir: &Path, publisher: Publisher) -> Self {
         Context {
             name: name.into(),
+            hub: "weir".into(),
             data_dir: data_dir.into(),
             publisher,
+        }
+    }
+
+    /// The same in a hub of this name, which is `weir` otherwise.
+    pub fn in_hub(self, hub: &str) -> Self {
+        Context {
+            hub: hub.into(),
+            ..self
         }
     }
 
     /// The instance's name, as the section of the configuration says it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The hub's name, as `[hub]` says it.
+    pub fn hub(&self) -> &str {
+        &self.hub
     }
 
     /// The hub's directory for data; relative paths in settings start here. It may not exist yet.

@@ -38,6 +38,12 @@ mod publisher;
 mod consumer;
 pub mod settings;
 
+#[cfg(feature = "conditions")]
+pub mod conditions;
+mod secret;
+#[cfg(feature = "template")]
+pub mod template;
+
 mod kind;
 
 pub mod testkit;
@@ -48,6 +54,9 @@ pub use failure::{Failure, OrVerdict, Result, Verdict};
 pub use kind::{Context, HUB_KEYS, Kind, Role};
 pub use message::Message;
 pub use publisher::{PublishError, Publisher};
+pub use secret::{Secret, SecretText};
+#[cfg(feature = "template")]
+pub use template::Template;
 
 // Compiles and runs the examples of the authoring guide.
 #[cfg(doctest)]

@@ -318,12 +318,10 @@ impl Settings {
             };
             let mut path: Vec<String> = error.path.iter().rev().cloned().collect();
             let shown = path.join(".");
-            // What was taken out because it was wrong is not also missing.
+            // What was taken out because it was wrong is not also missing, nor is the whole wrong
+            // for the lack of it.
             let below = format!("{shown}.");
-            let spurious = error.missing
-                && mistakes
-                    .iter()
-                    .any(|m| m.path == shown || m.path.starts_with(&below));
+            let spurious = (mistakes.iter()).any(|m| m.path == shown || m.path.starts_with(&below));
             if !spurious {
                 mistakes.push(Mistake {
                     origin: error.origin.unwrap_or_else(|| self.origin.clone()),
