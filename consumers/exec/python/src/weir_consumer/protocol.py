@@ -2,8 +2,8 @@
 
 Promised:
 
-1. Nothing but the protocol gets onto the pipe to the hub: what the consumer or a program that it
-   starts prints goes to stderr, and the standard input that they see is empty.
+1. Once `run` was called, nothing but the protocol gets onto the pipe to the hub: what the consumer
+   or a program that it starts prints goes to stderr, and the standard input they see is empty.
 2. Each message that was taken is answered once, as soon as its outcome is known.
 3. At SIGTERM the message in hand is finished and answered, and what the hub sent beyond it is left
    for it to deliver again; at the end of the input all is finished. The exit status is then 0.
