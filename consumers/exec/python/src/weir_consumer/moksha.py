@@ -237,8 +237,7 @@ def read(paths: Sequence[str]) -> Dict[str, Any]:
                 raise Refused("--config takes one .ini, and nothing beside it")
             return dict(appconfig("config:" + os.path.abspath(paths[0])))
 
-        import fedmsg.config
-
+        config_of = fedmsg_config()
         files: List[str] = []
         for path in paths:
             inside = sorted(os.listdir(path)) if os.path.isdir(path) else None
@@ -248,8 +247,8 @@ def read(paths: Sequence[str]) -> Dict[str, Any]:
                 files += [os.path.join(path, name) for name in inside if name.endswith(".py")]
         if not files:
             raise Refused(f"--config {' '.join(paths)}: there is no .py file in it")
-        config: Dict[str, Any] = fedmsg.config.load_config(filenames=files, invalidate_cache=True)
-        fedmsg.config.conf.load_config(settings=dict(config))
+        config: Dict[str, Any] = config_of.load_config(filenames=files, invalidate_cache=True)
+        config_of.conf.load_config(settings=dict(config))
         return config
     except Refused:
         raise
@@ -257,13 +256,19 @@ def read(paths: Sequence[str]) -> Dict[str, Any]:
         raise Refused(f"--config {' '.join(paths)}: {in_short(error)}") from error
 
 
+def fedmsg_config() -> Any:
+    """fedmsg's module for that. It refuses a configuration without endpoints; weir has those."""
+    import fedmsg.config
+
+    fedmsg.config.defaults.setdefault("endpoints", {})
+    return fedmsg.config
+
+
 def default(made: Any) -> Dict[str, Any]:
     """The configuration where `fedmsg-hub` or `moksha-hub` would look for it."""
     if any(base.__module__.split(".")[0] == "fedmsg" for base in made.__mro__):
-        import fedmsg.config
-
         try:
-            config: Dict[str, Any] = fedmsg.config.load_config()
+            config: Dict[str, Any] = fedmsg_config().load_config()
         except Exception as error:
             raise Refused(f"fedmsg's configuration: {in_short(error)}") from error
         return config
