@@ -531,7 +531,7 @@ impl Drop for Exec {
 mod tests {
     use std::path::Path;
 
-    use weir_consumer::testkit::{self, Harness, sample_settings};
+    use weir_consumer::testkit::{self, sample_settings};
 
     use super::*;
 
@@ -549,21 +549,101 @@ mod tests {
         );
     }
 
+    /// What is said of these settings.
+    fn mistakes(toml: &str) -> Vec<String> {
+        let built = testkit::build(&kind(), toml, Path::new("/nowhere"));
+        let mistakes = built.err().unwrap_or_default();
+        mistakes.iter().map(ToString::to_string).collect()
+    }
+
     #[test]
-    fn smoke() {
-        let toml = r#"command = ["python3", "-u", "-c", '''
-import sys, json
-hello = json.loads(sys.stdin.readline())
-print(json.dumps({"weir": 1}), flush=True)
-for line in sys.stdin:
-    m = json.loads(line)
-    print("got", m, file=sys.stderr)
-    print(json.dumps({"id": m["id"], "result": "ok"}), flush=True)
-''']"#;
-        let dir = tempfile::tempdir().unwrap();
-        let mut h = Harness::new(testkit::build(&kind(), toml, dir.path()).unwrap());
-        assert_eq!(h.feed("a", "b"), Ok(()), "{:?}", h.last_failure());
-        assert_eq!(h.feed("a", "b"), Ok(()), "{:?}", h.last_failure());
-        let _ = Path::new("");
+    fn bad_settings_are_refused_with_what_would_be_right() {
+        let toml = "command = 'python3 worker.py'\nbatch_max = 0\ntimout = '1s'\n\
+                    limits = { memory = 'much', cpu = 3 }\nsecrets = { A = 'hunter2' }\n\
+                    settings = 'x'";
+        assert_eq!(
+            mistakes(toml),
+            [
+                "exec:1:11: command: expected a list such as [\"python3\", \"worker.py\"]; there \
+                 is no shell that would take a text apart",
+                "exec:2:13: batch_max: expected a whole number of at least 1, found the number 0",
+                "exec:3:1: timout: unknown key; did you mean `timeout`?",
+                "exec:4:21: limits.memory: expected a size such as \"64MiB\", found \"much\"",
+                "exec:4:35: limits.cpu: expected a text in quotes, found the number 3",
+                "exec:5:17: secrets.A: a secret does not stand in the configuration itself; write \
+                 { file = \"PATH\" } or { env = \"NAME\" }",
+                "exec:6:12: settings: expected a section of keys, found the text \"x\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn settings_that_can_not_work_are_refused() {
+        let cases = [
+            ("", "`command` is missing"),
+            ("command = []", "`command` is missing"),
+            ("command = ['', 'a']", "begins with an empty text"),
+            (
+                "command = ['a', \"b\\u0000\"]",
+                "a character 0, which no argument",
+            ),
+            ("environment = { 'A=B' = 'c' }", "\"A=B\" can't be the name"),
+            ("environment = { '' = 'c' }", "\"\" can't be the name"),
+            (
+                "environment = { A = \"\\u0000\" }",
+                "a character 0, which no variable",
+            ),
+            (
+                "environment = { A = 'b' }\nsecrets = { A = { env = 'B' } }",
+                "`environment` and `secrets` both have A",
+            ),
+            ("timeout = '0s'", "`timeout` is 0ns; 10ms is the least"),
+            ("start_timeout = '1ms'", "`start_timeout` is 1ms"),
+            ("restart = { delay = '0s' }", "`restart.delay` is 0ns"),
+            (
+                "restart = { delay_max = '50ms' }",
+                "`restart.delay_max` is less than `restart.delay`",
+            ),
+            ("batch_max = 10001", "`batch_max` is more than 10000"),
+            ("line_max = 100", "`line_max` is less than 1KiB"),
+            (
+                "limits = { memory = 1 }",
+                "`limits.memory` is less than 1MiB",
+            ),
+            ("limits = { cpu = '999ms' }", "`limits.cpu` is less than 1s"),
+            ("limits = { files = 7 }", "`limits.files` is less than 8"),
+        ];
+        for (toml, expected) in cases {
+            let is_about_it = toml.is_empty() || toml.starts_with("command");
+            let command = if is_about_it { "" } else { "command = ['a']\n" };
+            let told = mistakes(&format!("{command}{toml}"));
+            assert!(
+                told.len() == 1 && told[0].contains(expected),
+                "{toml}: {told:?}"
+            );
+        }
+        assert_eq!(mistakes("command = ['a']"), [""; 0]);
+    }
+
+    #[test]
+    fn the_pause_doubles_until_a_child_settles_something() {
+        let settings = Settings {
+            restart: Restart {
+                delay: Duration::from_secs(1),
+                delay_max: Duration::from_secs(5),
+            },
+            command: Program(vec!["a".into()]),
+            ..Settings::default()
+        };
+        let (publisher, _) = testkit::recorder();
+        let context = Context::new("exec", Path::new("/nowhere"), publisher);
+        let mut exec = build(settings, &context).unwrap();
+        let mut pauses = || exec.back_off().as_secs();
+        assert_eq!(
+            [pauses(), pauses(), pauses(), pauses(), pauses()],
+            [1, 2, 4, 5, 5]
+        );
+        exec.losses = u32::MAX;
+        assert_eq!(exec.back_off().as_secs(), 5);
     }
 }

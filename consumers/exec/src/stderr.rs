@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //!
-//! 1. A line is told in parts of no more than [`LINE_MAX`] bytes, without control characters.
+//! 1. A line is told in parts of no more than [`LINE_MAX`] of its bytes, control characters escaped.
 //! 2. No more than [`LINES_MAX`] lines are told in a second; how many were left out is told, too.
 //! 3. The last line is kept: it mostly says why a child ended.
 
@@ -51,15 +51,19 @@ impl Stderr {
     /// Takes what was read at `now`.
     pub(crate) fn take(&mut self, bytes: &[u8], now: Instant) {
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let mut part = part;
-            while self.line.len() + part.len() > LINE_MAX + 1 {
-                let (begin, rest) = part.split_at(LINE_MAX - self.line.len().min(LINE_MAX));
+            let (mut text, is_ended) = match part.strip_suffix(b"\n") {
+                Some(text) => (text, true),
+                None => (part, false),
+            };
+            while let Some((begin, rest)) = text.split_at_checked(LINE_MAX - self.line.len())
+                && !rest.is_empty()
+            {
                 self.line.extend_from_slice(begin);
                 self.end_line(now);
-                part = rest;
+                text = rest;
             }
-            self.line.extend_from_slice(part);
-            if part.ends_with(b"\n") {
+            self.line.extend_from_slice(text);
+            if is_ended {
                 self.end_line(now);
             }
         }
@@ -119,4 +123,77 @@ fn printable(line: &[u8]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Kept = Arc<Mutex<Vec<String>>>;
+
+    fn keeping() -> (Stderr, Kept) {
+        let kept = Kept::default();
+        let to = kept.clone();
+        let stderr = Stderr::new(move |told| {
+            to.lock().unwrap().push(match told {
+                Told::Line(line) => line.to_owned(),
+                Told::LeftOut(lines) => format!("({lines} left out)"),
+            });
+        });
+        (stderr, kept)
+    }
+
+    #[test]
+    fn a_line_is_told_in_parts_without_control_characters() {
+        let (mut stderr, kept) = keeping();
+        let now = stderr.since;
+        stderr.take(b"one\r\n\n\x1b[31mtwo\ttabs\n\xff", now);
+        stderr.take(&[b'x'; 5000], now);
+        assert_eq!(kept.lock().unwrap()[..2], ["one", "\\u{1b}[31mtwo\ttabs"]);
+        stderr.take(b"end\n", now);
+        let lengths: Vec<usize> = kept.lock().unwrap()[2..].iter().map(String::len).collect();
+        // The byte that is no UTF-8 is shown as three.
+        assert_eq!(lengths, [LINE_MAX + 2, 5001 + 3 - LINE_MAX]);
+        assert!(stderr.last().ends_with("xxx"));
+        assert_eq!(stderr.last().len(), LAST_MAX);
+        stderr.take(b"no end", now);
+        stderr.flush(now);
+        assert_eq!(stderr.last(), "no end");
+    }
+
+    #[test]
+    fn more_lines_than_allowed_are_counted() {
+        let (mut stderr, kept) = keeping();
+        let now = stderr.since;
+        stderr.take(&b"x\n".repeat(250), now);
+        assert_eq!(kept.lock().unwrap().len(), 100);
+        stderr.take(b"later\n", now + WINDOW);
+        assert_eq!(kept.lock().unwrap()[100..], ["(150 left out)", "later"]);
+        stderr.take(&b"y\n".repeat(100), now + WINDOW);
+        stderr.flush(now + WINDOW);
+        assert_eq!(kept.lock().unwrap()[201..], ["(1 left out)"]);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_however_it_comes(
+            pieces in prop::collection::vec("[a-z]{0,6000}\n?", 0..12),
+        ) {
+            let (mut stderr, kept) = keeping();
+            let mut now = stderr.since;
+            for piece in &pieces {
+                now += WINDOW;
+                stderr.take(piece.as_bytes(), now);
+                prop_assert!(stderr.line.len() <= LINE_MAX);
+            }
+            stderr.flush(now);
+            let kept = kept.lock().unwrap();
+            prop_assert!(kept.iter().all(|line| line.len() <= LINE_MAX));
+            prop_assert_eq!(kept.concat(), pieces.concat().replace('\n', ""));
+        }
+    }
 }
