@@ -239,6 +239,81 @@ class Better(Bridged):
             self.assertEqual(child.stderr().count("which does not run here"), 1)
 
 
+class Signed(Bridged):
+    """With signatures as fedmsg itself makes them."""
+
+    def test_what_is_signed_is_taken_and_nothing_else(self):
+        ours, theirs = self.signer("ours"), self.signer("theirs")
+        config = {**FEDMSG, "validate_signatures": True, "ca_cert_location": str(ours / "ca.crt")}
+        config["crl_location"] = None
+        config["routing_policy"] = {"org.example.closed": ["somebody else"]}
+
+        import fedmsg.crypto.x509_ng
+
+        def signed(by, topic, msg="m"):
+            made = {"topic": topic, "msg": msg, "i": 1, "timestamp": 1, "msg_id": "2026-1"}
+            return fedmsg.crypto.x509_ng.sign(made, ssldir=str(by), certname="signer")
+
+        good = signed(ours, "org.example.a", {"é": [1.0, 1e16, None]})
+        bodies = [
+            ("org.example.a", good, "ok"),
+            ("org.example.b", good, "drop"),
+            ("org.example.a", {**good, "i": 2}, "drop"),
+            ("org.example.a", signed(theirs, "org.example.a"), "drop"),
+            ("org.example.closed", signed(ours, "org.example.closed"), "drop"),
+            ("org.example.a", {**good, "signature": None}, "drop"),
+            ("org.example.a", {**good, "certificate": "%"}, "drop"),
+            ("org.example.end", signed(ours, "org.example.end", "end"), "ok"),
+        ]
+        sent = [[topic, json.dumps(body)] for topic, body, _ in bodies]
+        outcomes, _ = self.compare("Fedmsg", sent, config)
+        self.assertEqual([result for result, _ in outcomes], [came for *_, came in bodies])
+
+    def signer(self, name):
+        """A directory with an authority and what it has certified."""
+        import datetime
+
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import rsa
+
+        directory = self.directory / name
+        directory.mkdir()
+        pem = serialization.Encoding.PEM
+        authority = rsa.generate_private_key(65537, 2048)
+        signer = rsa.generate_private_key(65537, 2048)
+
+        def certificate(common_name, key, is_authority):
+            now = datetime.datetime.now(datetime.timezone.utc)
+
+            def named(text):
+                return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+            return (
+                x509.CertificateBuilder()
+                .subject_name(named(common_name))
+                .issuer_name(named("authority"))
+                .public_key(key.public_key())
+                .serial_number(x509.random_serial_number())
+                .not_valid_before(now - datetime.timedelta(days=1))
+                .not_valid_after(now + datetime.timedelta(days=1))
+                .add_extension(x509.BasicConstraints(is_authority, None), True)
+                .sign(authority, hashes.SHA256())
+                .public_bytes(pem)
+            )
+
+        (directory / "ca.crt").write_bytes(certificate("authority", authority, True))
+        (directory / "signer.crt").write_bytes(certificate("signer", signer, False))
+        (directory / "signer.key").write_bytes(
+            signer.private_bytes(
+                pem,
+                serialization.PrivateFormat.TraditionalOpenSSL,
+                serialization.NoEncryption(),
+            )
+        )
+        return directory
+
+
 class Configurations(Bridged):
     def test_a_directory_and_files_of_fedmsgs(self):
         enabled = self.directory / "conf"

@@ -128,25 +128,35 @@ class Bridge(Consumer):
             raise Drop(f"not of a topic that the class subscribes to: {self._bus.prefixes}")
         for callback in callbacks:
             self._attempt = attempt = Attempt()
-            handled = callback(ZMQMessage(message.topic, text))
-            if attempt.failure is not None:
-                raise self._said(attempt.failure) from attempt.failure
-            if not attempt.consumed and attempt.invalid is not None:
-                why = in_short(attempt.invalid)
-                if isinstance(attempt.invalid, OSError):
-                    # A list of revoked certificates that can't be had says nothing of the message.
-                    raise Retry(f"it could not be validated: {why}")
-                raise Drop(f"invalid: {why}")
-            if not attempt.consumed and handled is False:
-                raise self._verdict("the class says that it was not handled")
+            raised: Optional[Exception] = None
+            handled: Any = None
+            try:
+                handled = callback(ZMQMessage(message.topic, text))
+            except Exception as error:
+                raised = error  # where Moksha would lose the message
+            failure = attempt.failure
+            if failure is None and not attempt.consumed:
+                if attempt.invalid is not None:
+                    raise self._refused(attempt.invalid) from attempt.invalid
+                if handled is False:
+                    raise self._verdict("the class says that it was not handled")
+            failure = failure or raised
+            if failure is not None:
+                raise self._failed(failure) from failure
         self._look_at_reactor()
 
     def close(self) -> None:
         self._instance.hub.close()
 
-    def _said(self, failure: Exception) -> Verdict:
+    def _failed(self, failure: Exception) -> Verdict:
         """A class may know of weir, too."""
         return failure if isinstance(failure, Verdict) else self._verdict(in_short(failure))
+
+    def _refused(self, invalid: Exception) -> Verdict:
+        """What `validate` raised. That it could not reach something says nothing of the message."""
+        if isinstance(invalid, OSError):
+            return Retry(f"it could not be validated: {in_short(invalid)}")
+        return Drop(f"invalid: {in_short(invalid)}")
 
     def _watch(self) -> None:
         """Sees what `_do_work` of the base class catches."""
