@@ -9,5 +9,6 @@ mod dashboards;
 mod figures;
 mod moksha;
 mod prometheus;
+mod python;
 mod statsd;
 mod top;

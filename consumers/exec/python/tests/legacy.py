@@ -153,6 +153,17 @@ class Threads(Consumer):
         saw([thread.name for thread in threading.enumerate()])
 
 
+class Stopping(Consumer):
+    topic = "org."
+
+    def consume(self, message):
+        saw(message["body"])
+
+    def stop(self):
+        super(Stopping, self).stop()
+        saw("stopped")
+
+
 class Fedmsg(Seeing, FedmsgConsumer):
     topic = "org.example.*"
     config_key = "legacy.fedmsg.enabled"

@@ -216,6 +216,13 @@ class Better(Bridged):
                 self.assertEqual(answer, ("drop", f"invalid: RuntimeWarning: {reason}"))
             self.assertEqual(self.saw(), [])
 
+    def test_it_is_stopped_at_the_end(self):
+        with self.bridge("Stopping") as child:
+            child.hello()
+            child.feed("org.", "1")
+            self.assertEqual(child.end(), 0)
+            self.assertEqual(self.saw(), [1, "stopped"])
+
     def test_nothing_of_moksha_runs_beside_it(self):
         with self.bridge("Threads") as child:
             child.hello(settings={"moksha.workers_per_consumer": 5})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from typing import (
-    TYPE_CHECKING,
     Any,
     Callable,
     Generic,
+    Literal,
     Mapping,
+    NoReturn,
     Optional,
     Sequence,
     TypeVar,
@@ -18,9 +19,6 @@ from typing import (
 
 from .message import Message
 from .verdict import Verdict
-
-if TYPE_CHECKING:
-    from typing_extensions import Literal, NoReturn
 
 T = TypeVar("T")
 

@@ -20,7 +20,6 @@ import threading
 import traceback
 from collections import deque
 from typing import (
-    TYPE_CHECKING,
     Any,
     Callable,
     Deque,
@@ -28,6 +27,7 @@ from typing import (
     Iterable,
     List,
     Mapping,
+    NoReturn,
     Optional,
     Tuple,
     Type,
@@ -40,9 +40,6 @@ from .handler import Consumer, refuse_what_only_begins
 from .hub import Context
 from .message import Message, from_hub
 from .verdict import Halt
-
-if TYPE_CHECKING:
-    from typing_extensions import NoReturn
 
 VERSION = 1
 

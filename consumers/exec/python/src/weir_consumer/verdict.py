@@ -8,7 +8,7 @@ from typing import ClassVar
 class Verdict(Exception):
     """On one message, or on each of a batch. Raise one of its subclasses, with the reason."""
 
-    result: ClassVar[str]
+    result: ClassVar[str] = "retry"
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
@@ -17,8 +17,6 @@ class Verdict(Exception):
 
 class Retry(Verdict):
     """Deliver it again after a pause; after the attempts of the configuration, set it aside."""
-
-    result = "retry"
 
 
 class Drop(Verdict):
