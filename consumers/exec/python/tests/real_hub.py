@@ -1,6 +1,6 @@
 """Moksha's own hub with one consumer, on a bus of its own.
 
-    python real_hub.py Class < JSON of {"config": {}, "subscriptions": 1, "messages": [[topic, text]]}
+    python real_hub.py Class < JSON of {"config": {}, "subscriptions": 1, "messages": [["t", "x"]]}
 
 Publishes the messages and prints what the consumer published, until that is "end".
 """

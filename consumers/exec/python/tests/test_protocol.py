@@ -42,7 +42,8 @@ class Verdicts(unittest.TestCase):
                 if what == "long":
                     raise Retry("x" * 100_000)
                 if what != "ok":
-                    raise {"retry": Retry, "drop": Drop, "dead": DeadLetter, "halt": Halt}[what]("why")
+                    which = {"retry": Retry, "drop": Drop, "dead": DeadLetter, "halt": Halt}
+                    raise which[what]("why")
             handle.run()
         """
         with Child.of(script) as child:
@@ -301,7 +302,8 @@ class Publishing(unittest.TestCase):
         script = """
             @consumer
             def handle(message):
-                for topic, payload in [("t", 7), ("t", {}), (b"t", ""), ("\\ud800", ""), ("t", "\\ud800")]:
+                half = "\\ud800"
+                for topic, payload in [("t", 7), ("t", {}), (b"t", ""), (half, ""), ("t", half)]:
                     try:
                         publish(topic, payload)
                     except (TypeError, ValueError):

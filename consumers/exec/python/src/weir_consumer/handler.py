@@ -118,7 +118,7 @@ class Function(Consumer, Generic[T]):
 def refuse_what_only_begins(function: Callable[..., Any]) -> None:
     """A call of such a function does nothing yet, and its message would count as consumed."""
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{function.__qualname__} is async; call asyncio.run(...) inside a plain def")
+        raise TypeError(f"{function.__qualname__} is async: call asyncio.run inside a plain def")
     if inspect.isgeneratorfunction(function):
         raise TypeError(f"{function.__qualname__} is a generator: it has a yield")
 

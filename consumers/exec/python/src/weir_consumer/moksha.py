@@ -113,7 +113,7 @@ class Bridge(Consumer):
         hub.consumers.append(self._instance)
         self._attempt = Attempt()
         self._watch()
-        say(f"{target} subscribes to {self._bus.prefixes}: its `topics` in the hub have to cover it")
+        say(f"{target} subscribes to {self._bus.prefixes}; the section's `topics` have to cover it")
         if config.get("status_directory") and config.get("datagrepper_url"):
             say("nothing is fetched from datagrepper: the hub's journal has what was missed")
         self._reactor_said = False
@@ -202,8 +202,8 @@ def load(target: str) -> Any:
                 f"{module_name} needs a module that {sys.executable} does not have: {error}"
             ) from error
         raise Refused(
-            f"{sys.executable} has no module {error.name!r}: install it for that Python, or set "
-            f"`directory` or PYTHONPATH (it looked in {os.pathsep.join(sys.path)})"
+            f"{sys.executable} has no module {error.name!r}, and neither has {os.getcwd()}: name "
+            "another Python in `command`, or set `directory` or PYTHONPATH"
         ) from None
     try:
         for part in name.split("."):
