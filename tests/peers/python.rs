@@ -46,14 +46,14 @@ fn the_package_is_typed() {
 
 /// A hub with one consumer on a bus, and a subscriber to what the hub publishes.
 struct Scene {
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     hub: Hub,
     bus: Socket,
     out: Socket,
 }
 
 impl Scene {
-    /// Writes `legacy.py` and `builds.py`, and starts a hub whose consumer `python` has these keys.
+    /// Writes this as `worker.py`, and starts a hub whose consumer has these keys.
     fn start(source: &str, section: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("worker.py"), source).unwrap();
@@ -81,7 +81,12 @@ impl Scene {
         let config = Config::from_toml(&toml, "test", &Registry::builtin());
         let hub = Hub::start(&config.unwrap_or_else(|mistakes| panic!("{mistakes}"))).unwrap();
         assert_eq!(bus.recv_bytes(0).unwrap(), b"\x01org.example.");
-        Scene { dir, hub, bus, out }
+        Scene {
+            _dir: dir,
+            hub,
+            bus,
+            out,
+        }
     }
 
     fn publish(&self, topic: &str, payload: &str) {
@@ -172,9 +177,7 @@ fn a_class_of_moksha_runs_behind_a_hub() {
     assert_eq!(settled.consumed, probes + MESSAGES);
     assert_eq!(settled.dead_lettered, 1);
     assert_eq!(settled.dropped.total(), 1);
-    let stopped = scene.hub.stop();
-    assert!(stopped.stuck.is_empty());
-    drop(scene.dir);
+    assert!(scene.hub.stop().stuck.is_empty());
 }
 
 /// The first block in Python of docs/kinds/python.md.
