@@ -17,8 +17,9 @@
 //! of systemd around the hub), and ending it when the hub is killed: then the end of its standard
 //! input tells it.
 
-mod protocol;
 mod stderr;
+
+mod protocol;
 
 mod process;
 

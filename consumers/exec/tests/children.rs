@@ -542,6 +542,26 @@ fn a_child_that_ignores_everything_is_killed() {
 }
 
 #[test]
+fn a_child_that_talks_nonsense_at_its_end_is_killed() {
+    let script = "read -r line; answer \"$line\" ok; read -r end\ncat /dev/zero";
+    let mut scene = Scene::with("stop_timeout = '1h'", &format!("{BEGIN}{script}"));
+    scene.feed().unwrap();
+    drop(scene);
+}
+
+#[test]
+#[ignore = "needs peers: make test"]
+fn a_child_that_leaves_its_group_is_killed() {
+    let script = "import os, sys, time\nsys.stdin.readline()\nprint('{\"weir\":1}', flush=True)\n\
+                  os.setpgid(0, os.getpgid(os.getppid()))\n\
+                  open('child', 'w').write(f'{os.getpid()}\\n')\ntime.sleep(1000)";
+    let start = format!("exec python3 -c '{}'", script.replace('\'', "'\\''"));
+    let mut scene = Scene::with("timeout = '1s'", &start);
+    assert!(scene.retried().contains("gave no answer"));
+    assert!(!is_there(scene.pid("child")));
+}
+
+#[test]
 fn what_a_child_leaves_behind_ends_with_it() {
     // It holds the child's standard output, whose end therefore never comes.
     let script = "sleep 1000 & echo $! > grandchild\nread -r line; exit 1";
