@@ -151,7 +151,7 @@ fn when_the_hub_is_killed_the_child_ends_and_the_next_goes_on() {
     waiting.hub.signal("KILL");
     let (_, _, log) = waiting.hub.end();
     assert!(
-        log.contains("the child is at work consumer=\"exec\""),
+        log.contains("stderr: the child is at work consumer=\"exec\""),
         "{log}"
     );
     // Nobody tells it but the end of its input, which it sees once it reads on.
