@@ -175,13 +175,14 @@ impl Child {
                 return Err(out_of_place(&said));
             }
             let read = self.process.turn(Instant::now()).map_err(Broken::Failed)?;
-            if !read && (self.process.is_gone() || self.process.has_ended()) {
+            if !read && self.process.is_gone() {
                 return Err(Broken::Ended);
             }
             if !read {
                 break;
             }
         }
+        self.process.catch_up_log();
         if !self.wants_ticks {
             return Ok(None);
         }
@@ -286,28 +287,22 @@ impl Child {
     fn await_end(&mut self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         loop {
-            while let Ok(Some(_)) = self.heard() {}
-            if self.process.has_ended() {
-                // What it said last may still be in the pipe.
-                for _ in 0..IDLE_READS {
-                    if !self.process.turn(Instant::now()).unwrap_or(false) {
-                        break;
-                    }
-                    while let Ok(Some(_)) = self.heard() {}
-                }
-                return true;
+            match self.heard() {
+                Ok(Some(_)) => continue, // an answer that comes too late
+                Ok(None) => {}
+                Err(_) => return false,
             }
+            let has_ended = self.process.has_ended();
             let now = Instant::now();
-            if now >= deadline {
-                return false;
-            }
-            let until = if self.process.is_gone() {
-                soon()
-            } else {
-                deadline
+            let until = match self.process.is_gone() {
+                _ if has_ended => now, // what it said last may still be in the pipe
+                true => soon(),
+                false => deadline,
             };
-            if self.process.turn(until.min(deadline)).is_err() {
-                return false;
+            match self.process.turn(until.min(deadline)) {
+                Ok(false) if has_ended => return true,
+                Ok(_) if now < deadline => {}
+                Ok(_) | Err(_) => return false,
             }
         }
     }

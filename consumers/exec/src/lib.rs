@@ -17,8 +17,9 @@
 //! of systemd around the hub), and ending it when the hub is killed: then the end of its standard
 //! input tells it.
 
-mod protocol;
 mod stderr;
+
+mod protocol;
 
 mod process;
 
@@ -30,7 +31,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use metrics::counter;
+use metrics::{counter, describe_counter};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::{info, warn};
@@ -195,6 +196,20 @@ pub fn kind() -> Kind {
 /// Checks settings, and nothing more: the child is started by the first message or tick.
 fn build(settings: Settings, context: &Context) -> Result<Exec> {
     check(&settings).map_err(Failure::halt)?;
+    describe_counter!("exec_restarts_total", "Children started after the first.");
+    describe_counter!(
+        "exec_lost_total",
+        "Children that ended or were killed, by cause."
+    );
+    describe_counter!("exec_published_total", "Messages that children published.");
+    describe_counter!(
+        "exec_unpublished_total",
+        "Messages of children that could not be published."
+    );
+    describe_counter!(
+        "exec_stderr_left_out_total",
+        "Lines of standard error that were too many for the log."
+    );
     let limits = Limits {
         memory: (settings.limits.memory.as_ref()).map(|Size(bytes)| *bytes as u64),
         cpu: (settings.limits.cpu.as_ref()).map(|Time(time)| time.as_secs()),
@@ -445,7 +460,8 @@ impl Exec {
         let log = {
             let consumer = self.context.name().to_owned();
             Stderr::new(move |told| match told {
-                Told::Line(line) => info!(consumer, "{line}"),
+                // Marked, so that a child can't speak in the hub's name.
+                Told::Line(line) => info!(consumer, "stderr: {line}"),
                 Told::LeftOut(lines) => {
                     counter!("exec_stderr_left_out_total").increment(lines);
                     warn!(

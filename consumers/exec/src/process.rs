@@ -12,11 +12,13 @@
 //! standard input.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::ioctl_fionbio;
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process_group, prlimit, waitid,
 };
@@ -93,9 +95,10 @@ impl Process {
             is_gone: false,
         };
         // From here on an error drops, and so ends, it.
-        (process.stdin.as_ref()).map_or(Ok(()), |pipe| rustix::io::ioctl_fionbio(pipe, true))?;
-        (process.stdout.as_ref()).map_or(Ok(()), |pipe| rustix::io::ioctl_fionbio(pipe, true))?;
-        (process.stderr.as_ref()).map_or(Ok(()), |pipe| rustix::io::ioctl_fionbio(pipe, true))?;
+        // Our ends only: the process may block on its own.
+        (process.stdin.as_ref()).map_or(Ok(()), |pipe| ioctl_fionbio(pipe, true))?;
+        (process.stdout.as_ref()).map_or(Ok(()), |pipe| ioctl_fionbio(pipe, true))?;
+        (process.stderr.as_ref()).map_or(Ok(()), |pipe| ioctl_fionbio(pipe, true))?;
         (process.limit(limits))
             .map_err(|error| io::Error::other(format!("its limits can't be set: {error}")))?;
         Ok(process)
@@ -120,10 +123,8 @@ impl Process {
 
     /// Where to append what is to be written; [`turn`](Process::turn) writes it.
     pub(crate) fn input(&mut self) -> &mut Vec<u8> {
-        if self.written == self.unwritten.len() {
-            self.unwritten.clear();
-            self.written = 0;
-        }
+        self.unwritten.drain(..self.written);
+        self.written = 0;
         &mut self.unwritten
     }
 
@@ -160,27 +161,29 @@ impl Process {
     pub(crate) fn turn(&mut self, deadline: Instant) -> io::Result<bool> {
         self.write();
         let mut fds = Vec::with_capacity(3);
-        if let Some(stdin) = self.stdin.as_ref().filter(|_| self.unwritten() > 0) {
-            fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::OUT));
-        }
-        if let Some(stdout) = &self.stdout {
-            fds.push(PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::IN));
-        }
-        if let Some(stderr) = &self.stderr {
-            fds.push(PollFd::from_borrowed_fd(stderr.as_fd(), PollFlags::IN));
-        }
+        let stdout = watch(&mut fds, self.stdout.as_ref(), PollFlags::IN);
+        let stderr = watch(&mut fds, self.stderr.as_ref(), PollFlags::IN);
+        let stdin = self.stdin.as_ref().filter(|_| self.unwritten() > 0);
+        watch(&mut fds, stdin, PollFlags::OUT);
         let wait = deadline.saturating_duration_since(Instant::now()).min(LOOK);
         let wait = Timespec {
             tv_sec: 0,
             tv_nsec: wait.subsec_nanos().into(),
         };
-        match poll(&mut fds, Some(&wait)) {
-            Ok(0) if self.stdout.is_none() || self.has_ended() => self.is_gone = true,
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        let is_quiet = match poll(&mut fds, Some(&wait)) {
+            Ok(ready) => ready == 0,
+            Err(rustix::io::Errno::INTR) => false,
             Err(error) => return Err(error.into()),
-        }
+        };
+        let is_ready = |at: Range<usize>| fds[at].iter().any(|fd| !fd.revents().is_empty());
+        let (stdout, stderr) = (is_ready(stdout), is_ready(stderr));
         self.write();
-        Ok(self.read())
+        // What it said just before its end may have come since.
+        let is_over = is_quiet && self.has_ended();
+        let has_said = (stdout || is_over) && self.read_stdout();
+        self.is_gone |= is_over && !has_said;
+        let has_complained = stderr && self.read_stderr();
+        Ok(has_said || has_complained)
     }
 
     fn write(&mut self) {
@@ -201,30 +204,35 @@ impl Process {
         }
     }
 
-    fn read(&mut self) -> bool {
-        let mut any = false;
-        if let Some(stderr) = &mut self.stderr {
-            let mut chunk = [0; 16 << 10];
-            match stderr.read(&mut chunk) {
-                Ok(read @ 1..) => {
-                    self.log.take(&chunk[..read], Instant::now());
-                    any = true;
-                }
-                Err(error) if is_for_later(&error) => {}
-                Ok(_) | Err(_) => self.stderr = None,
+    fn read_stdout(&mut self) -> bool {
+        let Some(stdout) = &mut self.stdout else {
+            return false;
+        };
+        match self.lines.fill(stdout) {
+            Ok(1..) => return true,
+            Err(error) if is_for_later(&error) => {}
+            Ok(_) | Err(_) => {
+                self.stdout = None;
+                self.is_gone = true;
             }
         }
-        if let Some(stdout) = &mut self.stdout {
-            match self.lines.fill(stdout) {
-                Ok(1..) => any = true,
-                Err(error) if is_for_later(&error) => {}
-                Ok(_) | Err(_) => {
-                    self.stdout = None;
-                    self.is_gone = true;
-                }
+        false
+    }
+
+    fn read_stderr(&mut self) -> bool {
+        let Some(stderr) = &mut self.stderr else {
+            return false;
+        };
+        let mut chunk = [0; 16 << 10];
+        match stderr.read(&mut chunk) {
+            Ok(read @ 1..) => {
+                self.log.take(&chunk[..read], Instant::now());
+                return true;
             }
+            Err(error) if is_for_later(&error) => {}
+            Ok(_) | Err(_) => self.stderr = None,
         }
-        any
+        false
     }
 
     /// Whether it has ended. It stays unreaped until its group has been killed.
@@ -253,10 +261,12 @@ impl Process {
         self.stdout = None;
         let by_itself = is_ending && self.await_end(LAST_MOMENT);
         self.signal(Signal::KILL);
+        // It may have left its group.
+        let _ = self.child.as_mut().map(Child::kill);
         let has_ended = self.await_end(REAPED);
         // Its last words are still in the pipe, which others may go on filling.
         for _ in 0..LAST_READS {
-            if !self.read() {
+            if !self.read_stderr() {
                 break;
             }
         }
@@ -283,6 +293,11 @@ impl Process {
         true
     }
 
+    /// Tells of its standard error what was put off.
+    pub(crate) fn catch_up_log(&mut self) {
+        self.log.catch_up(Instant::now());
+    }
+
     /// The last line on its standard error.
     pub(crate) fn last_words(&self) -> &str {
         self.log.last()
@@ -292,6 +307,17 @@ impl Process {
 /// For a wait that nothing but a look ends.
 pub(crate) fn soon() -> Instant {
     Instant::now() + Duration::from_millis(5)
+}
+
+/// Adds a pipe to those that are polled; answers where it is, if there is one.
+fn watch<'p>(
+    fds: &mut Vec<PollFd<'p>>,
+    pipe: Option<&'p impl AsFd>,
+    flags: PollFlags,
+) -> Range<usize> {
+    let at = fds.len();
+    fds.extend(pipe.map(|pipe| PollFd::new(pipe, flags)));
+    at..fds.len()
 }
 
 fn is_for_later(error: &io::Error) -> bool {

@@ -16,11 +16,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use weir_consumer::{Bytes, Failure, Message, Verdict};
 
+use crate::stderr::printable;
+
 /// The version of the protocol, first of all that both sides say.
 pub(crate) const VERSION: u64 = 1;
 
 /// What is read at a time.
 const CHUNK: usize = 64 << 10;
+/// So much of a reason is kept; it goes into the log and to the dead letters.
+const REASON_MAX: usize = 4 << 10;
+/// No longer topics are published: they go into everybody's figures and logs.
+const TOPIC_MAX: usize = 1 << 10;
 /// So much of a line that was not understood is shown.
 const SHOWN: usize = 120;
 
@@ -95,8 +101,11 @@ impl Answer {
         let Some(verdict) = self.verdict else {
             return Ok(());
         };
-        let reason = self.reason.filter(|reason| !reason.is_empty());
-        let reason = reason.unwrap_or_else(|| "the child gave no reason".to_owned());
+        let mut reason = printable(self.reason.unwrap_or_default().as_bytes());
+        if reason.is_empty() {
+            reason.push_str("the child gave no reason");
+        }
+        reason.truncate(reason.floor_char_boundary(REASON_MAX));
         Err(Failure::new(verdict, reason))
     }
 }
@@ -203,6 +212,11 @@ impl Publish {
             _ => return Err("`publish` needs either `payload` or `payload_base64`".into()),
         };
         let topic = self.topic;
+        if topic.len() > TOPIC_MAX {
+            return Err(format!(
+                "the topic that it publishes has more than {TOPIC_MAX} bytes"
+            ));
+        }
         Ok(Said::Publish { topic, payload })
     }
 }
@@ -307,6 +321,18 @@ mod tests {
     }
 
     #[test]
+    fn a_reason_can_be_shown() {
+        let reason = |text: &str| {
+            let reason = Some(text.to_owned());
+            let verdict = Some(Verdict::Drop);
+            let failure = Answer { verdict, reason }.outcome().unwrap_err();
+            failure.to_string()
+        };
+        assert_eq!(reason("a\nb\u{1b}"), "a\\nb\\u{1b}");
+        assert_eq!(reason(&"\u{e4}".repeat(10_000)).len(), REASON_MAX);
+    }
+
+    #[test]
     fn every_kind_of_line_is_read() {
         assert_eq!(said(r#"{"id":1,"result":"ok"}"#), answer(1, None, None));
         let halt = r#" {"reason":"x","id":18446744073709551615,"result":"halt","new":{}} "#;
@@ -389,6 +415,11 @@ mod tests {
         let long = format!("x{}", "\u{1f600}".repeat(1000));
         let told = said(&long).unwrap_err();
         assert!(told.len() < 1000 && told.ends_with("...\""), "{told}");
+        let topic = "t".repeat(TOPIC_MAX + 1);
+        let told = said(&format!(
+            r#"{{"publish":{{"topic":"{topic}","payload":""}}}}"#
+        ));
+        assert!(told.unwrap_err().contains("more than 1024 bytes"));
         let deep = format!("{{\"a\":{}", "[".repeat(1_000_000));
         assert!(said(&deep).is_err());
     }

@@ -69,7 +69,14 @@ impl Stderr {
         }
     }
 
-    /// Tells what is left: there is no more, or not for now.
+    /// Tells how many lines were left out, when their second is over.
+    pub(crate) fn catch_up(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.since) >= WINDOW {
+            self.tell_left_out();
+        }
+    }
+
+    /// Tells what is left: there is no more.
     pub(crate) fn flush(&mut self, now: Instant) {
         if !self.line.is_empty() {
             self.end_line(now);
@@ -88,8 +95,8 @@ impl Stderr {
         if text.is_empty() {
             return;
         }
+        self.catch_up(now);
         if now.saturating_duration_since(self.since) >= WINDOW {
-            self.tell_left_out();
             self.since = now;
             self.told = 0;
         }
@@ -114,7 +121,7 @@ impl Stderr {
 }
 
 /// Text that can't move the cursor of whoever reads it.
-fn printable(line: &[u8]) -> String {
+pub(crate) fn printable(line: &[u8]) -> String {
     let mut text = String::with_capacity(line.len());
     for c in String::from_utf8_lossy(line).chars() {
         match c.is_control() && c != '\t' {
@@ -174,7 +181,9 @@ mod tests {
         stderr.take(b"later\n", now + WINDOW);
         assert_eq!(kept.lock().unwrap()[100..], ["(150 left out)", "later"]);
         stderr.take(&b"y\n".repeat(100), now + WINDOW);
-        stderr.flush(now + WINDOW);
+        stderr.catch_up(now + WINDOW);
+        assert_eq!(kept.lock().unwrap().len(), 201);
+        stderr.catch_up(now + 2 * WINDOW);
         assert_eq!(kept.lock().unwrap()[201..], ["(1 left out)"]);
     }
 

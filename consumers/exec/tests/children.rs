@@ -210,14 +210,41 @@ fn the_child_gets_its_settings_its_environment_and_not_the_hub_s() {
     assert!(env.contains("\nGREETING=a $HOME b\n") || env.starts_with("GREETING=a $HOME b\n"));
     assert!(env.contains("TOKEN=hunter2\n"), "{env}");
     assert!(env.contains("PATH="), "{env}");
-    // Cargo sets it for every test.
-    assert!(std::env::var_os("CARGO_PKG_NAME").is_some());
-    assert!(!env.contains("CARGO_PKG_NAME"), "{env}");
+    // Those of the test, which are many under cargo, without those that the shell sets itself.
+    let known = [
+        "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "PWD",
+        "OLDPWD", "SHLVL", "_",
+    ];
+    let names = std::env::vars().map(|(name, _)| name);
+    let others: Vec<String> = names
+        .filter(|name| !known.contains(&name.as_str()))
+        .collect();
+    assert!(!others.is_empty());
+    let has = |env: &str, name: &str| {
+        env.lines()
+            .any(|line| line.starts_with(&format!("{name}=")))
+    };
+    assert!(!others.iter().any(|name| has(&env, name)), "{env}");
     assert_eq!(Path::new(read("pwd").trim()), inner.canonicalize().unwrap());
     let message = json(read("message"));
     assert_eq!(message["topic"], "org.example.a");
     assert_eq!(message["payload"], "payload 1");
     assert_eq!(message["replayed"], false);
+}
+
+#[test]
+fn the_child_gets_all_of_the_environment_when_it_is_to() {
+    let script = "env > env\n".to_owned() + BEGIN + &answering("ok");
+    let mut scene = Scene::with("inherit_environment = true", &script);
+    scene.feed().unwrap();
+    let env = fs::read_to_string(scene.dir.path().join("env")).unwrap();
+    for (name, _) in std::env::vars() {
+        assert!(
+            env.lines()
+                .any(|line| line.starts_with(&format!("{name}="))),
+            "{name}"
+        );
+    }
 }
 
 #[test]
@@ -539,6 +566,26 @@ fn a_child_that_ignores_everything_is_killed() {
     scene.consumer = Box::new(weir_consumer::from_fn(|_| Ok(())));
     assert!(!is_there(pids.0));
     eventually("the grandchild has ended", || !runs(pids.1));
+}
+
+#[test]
+fn a_child_that_talks_nonsense_at_its_end_is_killed() {
+    let script = "read -r line; answer \"$line\" ok; read -r end\ncat /dev/zero";
+    let mut scene = Scene::with("stop_timeout = '1h'", &format!("{BEGIN}{script}"));
+    scene.feed().unwrap();
+    drop(scene);
+}
+
+#[test]
+#[ignore = "needs peers: make test"]
+fn a_child_that_leaves_its_group_is_killed() {
+    let script = "import os, sys, time\nsys.stdin.readline()\nprint('{\"weir\":1}', flush=True)\n\
+                  os.setpgid(0, os.getpgid(os.getppid()))\n\
+                  open('child', 'w').write(f'{os.getpid()}\\n')\ntime.sleep(1000)";
+    let start = format!("exec python3 -c '{}'", script.replace('\'', "'\\''"));
+    let mut scene = Scene::with("timeout = '1s'", &start);
+    assert!(scene.retried().contains("gave no answer"));
+    assert!(!is_there(scene.pid("child")));
 }
 
 #[test]
