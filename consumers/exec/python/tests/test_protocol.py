@@ -303,18 +303,20 @@ class Publishing(unittest.TestCase):
             @consumer
             def handle(message):
                 half = "\\ud800"
-                for topic, payload in [("t", 7), ("t", {}), (b"t", ""), (half, ""), ("t", half)]:
+                wrong = [("t", 7), ("t", {}), (b"t", ""), (half, ""), ("t", half), ("é" * 513, "")]
+                for topic, payload in wrong:
                     try:
                         publish(topic, payload)
                     except (TypeError, ValueError):
                         continue
                     raise Halt(f"{topic!r} {payload!r} was published")
+                publish("é" * 512, "")
             run(handle)
         """
         with Child.of(script) as child:
             child.hello()
             self.assertEqual(child.feed("t", "x"), ("ok", None))
-            self.assertEqual(child.published, [])
+            self.assertEqual(child.published, [("é" * 512, b"")])
 
     def test_what_is_published_by_a_constructor_follows_the_handshake(self):
         script = """

@@ -21,6 +21,8 @@ class Context:
     """The section's ``settings``."""
 
 
+TOPIC_MAX = 1024
+
 Publish = Callable[[Dict[str, str]], None]
 
 _context: Optional[Context] = None
@@ -55,7 +57,9 @@ def publish(topic: str, payload: Union[str, bytes]) -> None:
         raise RuntimeError("there is no hub to publish to: call it after run(), or in a harness")
     if not isinstance(topic, str):
         raise TypeError(f"a topic is a str, not {type(topic).__name__}")
-    topic.encode("utf-8")  # what JSON can't carry is the caller's error
+    # What the protocol can't carry is the caller's error.
+    if len(topic.encode("utf-8")) > TOPIC_MAX:
+        raise ValueError(f"a topic has at most {TOPIC_MAX} bytes")
     told = {"topic": topic}
     if isinstance(payload, str):
         payload.encode("utf-8")
