@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use weir_consumer::endpoint;
 use weir_consumer::settings::{DURATION_MAX, Mistake, Origin, Settings, nearest};
 
 use crate::config::{Config, Mistakes, layers};
@@ -270,7 +271,7 @@ impl PeerArgs {
         let wrong: Vec<Mistake> = (self.bind.iter().map(|endpoint| ("--bind", endpoint)))
             .chain(self.connect.iter().map(|endpoint| ("--connect", endpoint)))
             .filter_map(|(option, endpoint)| {
-                let text = crate::backend::zmq::check_endpoint(endpoint).err()?;
+                let text = endpoint::check(endpoint).err()?;
                 Some(Mistake {
                     origin: Origin::named(option),
                     path: String::new(),

@@ -36,6 +36,7 @@ mod message;
 mod publisher;
 
 mod consumer;
+pub mod endpoint;
 pub mod settings;
 
 #[cfg(feature = "conditions")]
