@@ -15,6 +15,7 @@ mod forecast;
 mod hub;
 mod journal;
 mod kinds;
+mod new;
 mod publish;
 mod steer;
 mod tail;
@@ -86,6 +87,8 @@ enum Command {
     #[command(subcommand)]
     Config(config::Command),
     Kinds(kinds::Kinds),
+    #[command(subcommand)]
+    New(new::Command),
     Collectd(collectd::Collectd),
     Completions(completions::Completions),
     Man(completions::Man),
@@ -197,6 +200,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::SetLogLevel(level) => level.run(&registry),
         Command::Config(config) => config.run(&registry),
         Command::Kinds(kinds) => kinds.run(&registry),
+        Command::New(new) => new.run(&registry),
         Command::Collectd(collectd) => collectd.run(&registry),
         Command::Completions(completions) => completions.run(command),
         Command::Man(man) => man.run(command),
