@@ -50,6 +50,7 @@ Examples:
   weir forecast --consumer irc --config weir.toml      when it will have caught up
   weir check --config weir.toml                        is all well? for a monitoring system
   weir dead list --config weir.toml                    what it has set aside, and why
+  weir new consumer badges                             begin a consumer of your own
   weir publish --config weir.toml org.example.a '{}'   send it a message"
 )]
 struct Cli {
