@@ -5,7 +5,7 @@
 //!    with "pub" only while there is no subscriber at all: libzmq drops what a subscriber that is
 //!    connected does not take in time, and does not say so.
 //! 2. *Payloads are never changed*: they may be signed. Only the beginning of the topic is.
-//! 3. *What comes back is not sent again* ([`guard`]).
+//! 3. *What comes back is not sent again*, as far as can be told (`guard.rs`).
 //! 4. *Nothing waits longer than `timeout`*, and the end of the socket a second.
 //!
 //! What it leaves to others: retries (the hub), and what libzmq held for a receiver that went away.
@@ -265,7 +265,8 @@ impl Consumer for Forward {
     fn consume(&mut self, message: &Message) -> Result {
         let now = Instant::now();
         let print = self.guard.as_ref().map(|guard| guard.print(message));
-        if let (Some(guard), Some(print)) = (&mut self.guard, print)
+        // What somebody asked for again is no message from outside.
+        if let (Some(guard), Some(print), false) = (&mut self.guard, print, message.replayed())
             && guard.came_back(message, print, now)
         {
             return Err(Failure::drop(

@@ -163,7 +163,7 @@ fn a_publisher_waits_while_there_is_no_subscriber_or_does_not() {
 }
 
 #[test]
-fn what_comes_back_is_dropped_and_what_is_delivered_again_is_sent_again() {
+fn what_comes_back_is_dropped_and_what_is_asked_for_again_is_sent_again() {
     let (socket, endpoint) = receiver(SocketType::PULL);
     let settings = format!("socket = 'push'\nconnect = ['{endpoint}']");
     let mut harness = Harness::new(consumer(&settings));
@@ -181,8 +181,10 @@ fn what_comes_back_is_dropped_and_what_is_delivered_again_is_sent_again() {
         .consumer()
         .consume(&Message::new("a".into(), "2".into(), SystemTime::now(), 3))
         .unwrap();
-    let payloads: Vec<String> = (0..3).map(|_| received(&socket).1).collect();
-    assert_eq!(payloads, ["1", "1", "2"]);
+    let replayed = Message::again("a".into(), "1".into(), 1, 4);
+    harness.consumer().consume(&replayed).unwrap();
+    let payloads: Vec<String> = (0..4).map(|_| received(&socket).1).collect();
+    assert_eq!(payloads, ["1", "1", "2", "1"]);
 
     let mut unguarded = consumer(&format!("{settings}\nloop_guard = false"));
     eventually(|| unguarded.consume(&message(1)).is_ok());
