@@ -64,7 +64,11 @@ pub mod backend;
 pub mod dead_letters;
 
 pub mod enqueuer;
+pub mod filter;
 pub mod runner;
+
+#[cfg(feature = "fedmsg")]
+pub mod fedmsg;
 
 pub mod keeper;
 pub mod steering;
