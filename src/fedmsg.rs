@@ -398,7 +398,10 @@ fn is_signed(document: &Document, signer: &Signer, signature: &[u8]) -> bool {
         },
         _ => bare(key),
     };
-    let changed = ["seq_id", "source_name", "source_version"].into_iter().any(has) || no_headers;
+    let changed = ["seq_id", "source_name", "source_version"]
+        .into_iter()
+        .any(has)
+        || no_headers;
     // Whoever has signed such a key too has signed it as it is.
     (changed && signer.has_signed(&document.edited(added), signature))
         || signer.has_signed(&document.edited(bare), signature)
@@ -408,7 +411,9 @@ impl Filter for Checker {
     fn judge(&mut self, messages: &[Message], most: usize) -> Judged {
         self.refresh();
         let known = |ahead: &VecDeque<(u64, _)>| {
-            ahead.front().is_some_and(|(seq, _)| *seq == messages[0].seq())
+            ahead
+                .front()
+                .is_some_and(|(seq, _)| *seq == messages[0].seq())
         };
         // Those between were skipped by an operator.
         while !self.ahead.is_empty() && !known(&self.ahead) {

@@ -538,7 +538,12 @@ fn put_escaped(out: &mut Vec<u8>, code: u32) {
 /// A float as Python's `repr` has it.
 fn float(number: f64) -> String {
     if number.is_infinite() {
-        return if number < 0.0 { "-Infinity" } else { "Infinity" }.into();
+        return if number < 0.0 {
+            "-Infinity"
+        } else {
+            "Infinity"
+        }
+        .into();
     }
     // As few digits as Rust's. Of two texts equally near Python takes the one with the even digit, as
     // Rust does only when it is told how many digits there are to be. Next to a power of two that
@@ -574,6 +579,211 @@ fn float(number: f64) -> String {
         Ok(exponent) => {
             let (whole, part) = digits.split_at(exponent + 1);
             format!("{sign}{whole}.{part}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(text: &str) -> String {
+        match canonical(text.as_bytes()) {
+            Ok(text) => String::from_utf8(text).unwrap(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// Each answer is Python's.
+    #[test]
+    fn numbers_are_written_as_python_writes_them() {
+        for (text, written) in [
+            ("-0", "0"),
+            ("-0.0", "-0.0"),
+            ("0", "0"),
+            ("1700000000", "1700000000"),
+            ("1700000000.0", "1700000000.0"),
+            (
+                "123456789012345678901234567890",
+                "123456789012345678901234567890",
+            ),
+            ("1e15", "1000000000000000.0"),
+            ("1e16", "1e+16"),
+            ("9999999999999998.0", "9999999999999998.0"),
+            ("1e-4", "0.0001"),
+            ("0.00001", "1e-05"),
+            ("1.5e-7", "1.5e-07"),
+            ("-12.5E1", "-125.0"),
+            ("1e999", "Infinity"),
+            ("-1e999", "-Infinity"),
+            ("1e-999", "0.0"),
+            ("NaN", "NaN"),
+            ("-Infinity", "-Infinity"),
+            ("5e-324", "5e-324"),
+            ("1.7976931348623157e308", "1.7976931348623157e+308"),
+            // Halfway between two: the even digit.
+            ("611988145942395.25", "611988145942395.2"),
+            ("957331380368600.25", "957331380368600.2"),
+            ("1.0e0", "1.0"),
+            ("0e99999999999999999999", "0.0"),
+        ] {
+            assert_eq!(of(text), written, "{text}");
+        }
+    }
+
+    #[test]
+    fn strings_are_ascii_and_surrogates_stay() {
+        for (text, written) in [
+            (r#""\/ \u0041\b\f\n\r\t""#, r#""/ A\b\f\n\r\t""#),
+            ("\"\u{7f}é€\"", r#""\u007f\u00e9\u20ac""#),
+            ("\"😀\"", r#""\ud83d\ude00""#),
+            (r#""\uD83D\uDE00""#, r#""\ud83d\ude00""#),
+            (r#""\ud800""#, r#""\ud800""#),
+            (r#""\ude00\ud83d""#, r#""\ude00\ud83d""#),
+            (r#""\ud83d\ud83d\ude00""#, r#""\ud83d\ud83d\ude00""#),
+            (r#""\ud800\u0041""#, r#""\ud800A""#),
+        ] {
+            assert_eq!(of(text), written, "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_are_sorted_by_code_points_and_the_last_of_two_wins() {
+        // As UTF-16 the last two would change places.
+        let text = r#"{"\ud83d\ude00":1,"\uffff":2,"\ud800":3,"é":4,"b":5,"a":6,"":7,"b":{"c":8}}"#;
+        let written =
+            r#"{"":7,"a":6,"b":{"c":8},"\u00e9":4,"\ud800":3,"\uffff":2,"\ud83d\ude00":1}"#;
+        assert_eq!(of(text), written);
+        assert_eq!(of(r#"{"a":1,"\u0061":2}"#), r#"{"a":2}"#);
+        assert_eq!(
+            of(r#" [ { "b" : [ {} , { "d":1, "c":{"z":{},"y":[]} } ], "a" : "{" } , {} ] "#),
+            r#"[{"a":"{","b":[{},{"c":{"y":[],"z":{}},"d":1}]},{}]"#
+        );
+    }
+
+    #[test]
+    fn what_python_refuses_is_refused_and_the_place_is_told() {
+        for text in [
+            "",
+            " ",
+            "{",
+            "[1,]",
+            "{\"a\":1,}",
+            "01",
+            "-",
+            "1.",
+            "1e",
+            "+1",
+            ".5",
+            "nan",
+            "-NaN",
+            "tru",
+            "\"\t\"",
+            "\"\u{0}\"",
+            r#""\x41""#,
+            r#""\u12""#,
+            r#""\u+123""#,
+            "1 2",
+            "\u{feff}1",
+            "{a:1}",
+            "\u{a0}1",
+            "[1 2]",
+            "\"",
+            r#""\"#,
+        ] {
+            assert!(canonical(text.as_bytes()).is_err(), "{text:?}");
+        }
+        assert_eq!(of("[1, x]"), "no JSON: expected a value at byte 4");
+        assert_eq!(canonical(b"[\"\xff\"]").unwrap_err().at, 2);
+        let digits = |count| canonical("1".repeat(count).as_bytes()).is_ok();
+        assert_eq!((digits(4300), digits(4301)), (true, false));
+        let nested = |depth| {
+            let text = "[{\"a\":".repeat(depth / 2) + "1" + &"}]".repeat(depth / 2);
+            canonical(text.as_bytes()).is_ok()
+        };
+        assert_eq!((nested(DEPTH_MAX), nested(DEPTH_MAX + 2)), (true, false));
+        assert!(canonical("[".repeat(1 << 20).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn members_can_be_left_out_and_replaced() {
+        let document = Document::parse(br#"{"c":{"x":{}},"b":{},"a":[{"b":1}]}"#).unwrap();
+        let text = document.edited(|key| match key {
+            b"a" => Edit::Instead("7".into()),
+            b"c" => Edit::LeaveOut,
+            _ => Edit::Keep,
+        });
+        assert_eq!(text, br#"{"a":7,"b":{}}"#);
+        assert_eq!(document.get("b"), Some(&b"{"[..]));
+        assert_eq!(document.get("x"), None);
+        assert!(!Document::parse(b"[{}]").unwrap().is_object());
+    }
+
+    /// Texts that are JSON more often than not.
+    fn json() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            any::<i64>().prop_map(|n| n.to_string()),
+            any::<f64>().prop_map(|n| format!("{n:e}").replace("inf", "Infinity")),
+            "-?[0-9]{1,20}(\\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?",
+            string(),
+        ];
+        leaf.prop_recursive(5, 60, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6)
+                    .prop_map(|values| format!("[ {}]", values.join(" ,"))),
+                prop::collection::vec((string(), inner), 0..6).prop_map(|members| {
+                    let members = members
+                        .iter()
+                        .map(|(key, value)| format!("{key}:\n{value}"));
+                    format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+                }),
+            ]
+        })
+    }
+
+    fn string() -> impl Strategy<Value = String> {
+        let part = prop_oneof![
+            "[ a-c/]{0,3}",
+            "\\\\u[dD][89a-fA-F][0-9a-f]{2}",
+            "\\\\u[0-9a-fA-F]{4}",
+            "\\\\[\"\\\\/bfnrt]",
+            "[\u{7f}-\u{ffff}\u{1f600}]",
+        ];
+        prop::collection::vec(part, 0..5).prop_map(|parts| format!("\"{}\"", parts.concat()))
+    }
+
+    proptest! {
+        /// Whatever the bytes: no panic, and what comes out is its own canonical text.
+        #[test]
+        fn canonical_text_is_canonical(text in json(), cut in any::<prop::sample::Index>(), byte: u8) {
+            if let Ok(once) = canonical(text.as_bytes()) {
+                prop_assert!(once.is_ascii());
+                prop_assert_eq!(&canonical(&once).unwrap(), &once);
+            }
+            let mut bytes = text.into_bytes();
+            let at = cut.index(bytes.len());
+            bytes[at] = byte;
+            if let Ok(once) = canonical(&bytes) {
+                prop_assert_eq!(&canonical(&once).unwrap(), &once);
+            }
+            let _ = canonical(&bytes[..at]);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes: Vec<u8>) {
+            let _ = canonical(&bytes);
+        }
+
+        #[test]
+        fn floats_read_back_as_the_same_number(bits: u64) {
+            let number = f64::from_bits(bits);
+            if number.is_finite() {
+                let text = float(number);
+                prop_assert_eq!(text.parse::<f64>().unwrap().to_bits(), bits, "{}", text);
+                prop_assert!(text.contains(['.', 'e']));
+            }
         }
     }
 }

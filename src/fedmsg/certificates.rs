@@ -14,9 +14,10 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use ring::signature::{RSA_PKCS1_1024_8192_SHA1_FOR_LEGACY_USE_ONLY, UnparsedPublicKey};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use x509_parser::der_parser::oid;
 use x509_parser::extensions::X509Extension;
-use x509_parser::pem::Pem;
 use x509_parser::prelude::{
     CertificateRevocationList, FromDer, ParsedExtension, Validity, X509Certificate,
 };
@@ -29,7 +30,7 @@ const FILE_MAX: u64 = 16 << 20;
 
 /// The authority and its list, as the files had them.
 pub(super) struct Authority {
-    der: Vec<u8>,
+    der: CertificateDer<'static>,
     dates: Dates,
     revoked: Option<Revoked>,
 }
@@ -73,8 +74,8 @@ pub(super) struct BadFile {
     pub(super) why: String,
 }
 
-/// The only block of this label in a PEM file.
-fn pem(key: &'static str, path: &Path, labels: &[&str]) -> Result<Vec<u8>, BadFile> {
+/// The only block of its sort in a PEM file.
+fn pem<T: PemObject>(key: &'static str, path: &Path, begin: &str) -> Result<T, BadFile> {
     let bad = |why: String| BadFile {
         key,
         why: format!("{}: {why}", path.display()),
@@ -94,13 +95,9 @@ fn pem(key: &'static str, path: &Path, labels: &[&str]) -> Result<Vec<u8>, BadFi
         return Err(bad("larger than 16 MiB".into()));
     }
     let mut found = Vec::new();
-    for block in Pem::iter_from_buffer(&bytes) {
-        let block = block.map_err(|error| bad(format!("no PEM: {error}")))?;
-        if labels.contains(&&*block.label) {
-            found.push(block.contents);
-        }
+    for block in T::pem_slice_iter(&bytes) {
+        found.push(block.map_err(|error| bad(format!("no PEM: {error}")))?);
     }
-    let begin = labels[0];
     match found.len() {
         0 => Err(bad(format!("has no `-----BEGIN {begin}-----`"))),
         1 => Ok(found.remove(0)),
@@ -111,9 +108,6 @@ fn pem(key: &'static str, path: &Path, labels: &[&str]) -> Result<Vec<u8>, BadFi
     }
 }
 
-const CERTIFICATE: [&str; 2] = ["CERTIFICATE", "X509 CERTIFICATE"];
-const CRL: [&str; 1] = ["X509 CRL"];
-
 impl Authority {
     /// Reads both files; the list's name may be empty.
     pub(super) fn read(ca: &Path, crl: &Path) -> Result<Self, BadFile> {
@@ -121,7 +115,7 @@ impl Authority {
             key: "ca",
             why: format!("{}: {why}", ca.display()),
         };
-        let der = pem("ca", ca, &CERTIFICATE)?;
+        let der: CertificateDer<'_> = pem("ca", ca, "CERTIFICATE")?;
         let certificate = certificate(&der).ok_or_else(|| bad("no X.509 certificate"))?;
         if !certificate.is_ca() {
             return Err(bad(
@@ -162,17 +156,17 @@ impl Authority {
     pub(super) fn vouches(&self, text: &[u8]) -> Result<Signer, Refused> {
         let malformed = |why| Refused::new(Reason::Malformed, why);
         let untrusted = |why| Refused::new(Reason::Untrusted, why);
-        let mut blocks = Pem::iter_from_buffer(text).filter_map(Result::ok);
-        let block = blocks
-            .find(|block| CERTIFICATE.contains(&&*block.label))
-            .ok_or_else(|| malformed("`certificate` is no PEM"))?;
-        let certificate = certificate(&block.contents)
-            .ok_or_else(|| malformed("`certificate` is no X.509 certificate"))?;
+        let der = CertificateDer::from_pem_slice(text)
+            .map_err(|_| malformed("`certificate` is no PEM"))?;
+        let certificate =
+            certificate(&der).ok_or_else(|| malformed("`certificate` is no X.509 certificate"))?;
         let authority = self::certificate(&self.der)
             .ok_or_else(|| untrusted("the CA's certificate can't be read"))?;
         if certificate.issuer().as_raw() != authority.subject().as_raw() {
             // Anybody may have written it: not all of it into the log.
-            let issuer: String = (certificate.issuer().to_string().chars()).take(200).collect();
+            let issuer: String = (certificate.issuer().to_string().chars())
+                .take(200)
+                .collect();
             let why = format!("its issuer is not the CA but {issuer}");
             return Err(Refused::new(Reason::Untrusted, why));
         }
@@ -206,7 +200,7 @@ impl Revoked {
             key: "crl",
             why: format!("{}: {why}", path.display()),
         };
-        let der = pem("crl", path, &CRL)?;
+        let der: CertificateRevocationListDer<'_> = pem("crl", path, "X509 CRL")?;
         let (rest, list) = CertificateRevocationList::from_der(&der)
             .map_err(|_| bad("no certificate revocation list"))?;
         let signed = list.issuer().as_raw() == authority.subject().as_raw()

@@ -188,7 +188,10 @@ mod tests {
                 })
             };
             let workers: Vec<_> = (0..4).map(worker).collect();
-            workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+            workers
+                .into_iter()
+                .map(|worker| worker.join().unwrap())
+                .sum()
         });
         // The last ones are still there, whoever noted them.
         assert!((49_000..50_000).all(|seq| matches!(verdicts.claim(seq, 1), Known::Verdict(_))));

@@ -8,6 +8,7 @@ mod control;
 mod dead;
 mod delivery;
 mod exec;
+mod fedmsg;
 mod http;
 mod journal;
 mod lag;

@@ -6,6 +6,7 @@ mod board;
 mod browser;
 mod collectd;
 mod dashboards;
+mod fedmsg;
 mod figures;
 mod moksha;
 mod prometheus;
