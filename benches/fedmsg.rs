@@ -67,9 +67,16 @@ fn main() {
         ..Settings::default()
     };
     let mut checker = Checker::new(Arc::new(Validator::open(&settings).unwrap()), "bench");
-    let size = messages.iter().map(|(_, payload)| payload.len()).sum::<usize>() / messages.len();
+    let size = messages
+        .iter()
+        .map(|(_, payload)| payload.len())
+        .sum::<usize>()
+        / messages.len();
     println!("validation of fedmsg messages, {size} bytes each, RSA-2048; a core\n");
-    println!("{:>12} {:>12} {:>7} {:>16}", "fedmsg", "weir", "ratio", "canonical only");
+    println!(
+        "{:>12} {:>12} {:>7} {:>16}",
+        "fedmsg", "weir", "ratio", "canonical only"
+    );
     let mut ratios = Vec::new();
     for _ in 0..PAIRS {
         let theirs: f64 = says(&["rate"]).trim().parse().unwrap();
@@ -79,11 +86,18 @@ fn main() {
         let text = rate(&messages, |_, payload| {
             std::hint::black_box(canonical(payload).expect("JSON"));
         });
-        println!("{theirs:>12.0} {ours:>12.0} {:>7.2} {text:>16.0}", ours / theirs);
+        println!(
+            "{theirs:>12.0} {ours:>12.0} {:>7.2} {text:>16.0}",
+            ours / theirs
+        );
         ratios.push(ours / theirs);
     }
     ratios.sort_by(f64::total_cmp);
     let median = ratios[PAIRS / 2];
-    let verdict = if median >= TARGET { "reached" } else { "MISSED" };
+    let verdict = if median >= TARGET {
+        "reached"
+    } else {
+        "MISSED"
+    };
     println!("\nmedian ratio {median:.2}, target >= {TARGET}: {verdict}");
 }

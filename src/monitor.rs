@@ -296,9 +296,7 @@ impl ConsumerFigures {
         let before = first.unwrap_or_default();
         let since_ns = before.at_ns;
         let settled = |shot: &Snapshot| shot.received - shot.queue_messages;
-        let refused = |shot: &Snapshot| {
-            shot.dropped.in_turn() + shot.dead_lettered
-        };
+        let refused = |shot: &Snapshot| shot.dropped.in_turn() + shot.dead_lettered;
         let spent = shot.spent_ns.iter().zip(before.spent_ns);
         let spent: Vec<u64> = spent.map(|(now, then)| now.saturating_sub(then)).collect();
         let all = spent.iter().sum::<u64>().max(1) as f64;
