@@ -1,16 +1,16 @@
 //! Whether a message is what a publisher of fedmsg has signed.
 //!
-//! A [`Validator`] is the hub's; each worker of a consumer that asks for it has a [`Checker`], which
-//! is a [`Filter`]. The rules are those of fedmsg 1.1.7, in this order, and the first that is broken
-//! gives the reason:
+//! A [`Validator`] is the hub's; each worker of a consumer that asks for it has a [`Checker`], a
+//! [`Filter`]. The rules are those of fedmsg 1.1.7, in this order, and the first that is broken gives
+//! the reason:
 //!
 //! 1. the payload is a JSON object that is signed by way of `x509`, and its topic is the message's
 //! 2. the certificate is signed by the CA, in date, and not in the CRL, which is in date too
 //! 3. the signature is the certificate's over the text that [`canonical`] makes
 //! 4. the routing policy lets a certificate of this common name send on this topic
 //!
-//! And of the files: what has changed is read again; what can't be used then changes nothing, and is
-//! logged and counted.
+//! And of the files: what has changed is read again; what can't be used then changes nothing, and
+//! is logged and counted.
 //!
 //! Left to others: what happens to a message that is refused (`runner`).
 
@@ -20,6 +20,7 @@ mod certificates;
 mod verdicts;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,10 +40,11 @@ use verdicts::{Known, Verdicts};
 
 /// How often somebody looks whether the files have changed.
 const LOOK: Duration = Duration::from_secs(10);
-/// Signers that a worker remembers. There is one for each service and host.
-const SIGNERS_MAX: usize = 1024;
-/// A certificate of more characters, in base64 of PEM, is not read.
-const CERTIFICATE_MAX: usize = 64 << 10;
+/// Signers that a worker remembers, by the text of their certificates: one for each service and
+/// host. One who writes a certificate in a thousand ways crowds out the others, and no more.
+const SIGNERS_MAX: usize = 512;
+/// A certificate of more characters, in base64 of PEM, is not read. Most have 2 to 4 thousand.
+const CERTIFICATE_MAX: usize = 16 << 10;
 /// Messages that are judged at a time, at least.
 const AHEAD: usize = 64;
 
@@ -119,13 +121,13 @@ impl Refused {
 
 /// The files as they were when they were read.
 #[derive(PartialEq)]
-struct Stamps([Option<(SystemTime, u64)>; 2]);
+struct Stamps([Option<(SystemTime, u64, u64)>; 2]);
 
 impl Stamps {
     fn of(settings: &Settings) -> Self {
         let stamp = |path: &Path| {
             let file = std::fs::metadata(path).ok()?;
-            Some((file.modified().ok()?, file.len()))
+            Some((file.modified().ok()?, file.len(), file.ino()))
         };
         Stamps([stamp(&settings.ca), stamp(&settings.crl)])
     }

@@ -1,8 +1,8 @@
 //! What a worker asks before it delivers.
 //!
-//! A filter says which messages the consumer is not to see; the runner counts those as dropped, with
-//! the filter's reason. It is asked on the consumer's own thread, in the order of delivery, before
-//! the rate limit and the lane: what is refused costs the consumer nothing.
+//! A filter says which messages the consumer is not to see; the runner counts those as dropped,
+//! with the filter's reason. It is asked on the consumer's own thread, in the order of delivery,
+//! before the rate limit and the lane: what is refused takes nothing from either.
 
 use std::sync::Arc;
 

@@ -108,7 +108,16 @@ impl Reason {
 
     /// Whether the message was refused by validation.
     pub fn of_validation(self) -> bool {
-        self as usize >= Reason::Unsigned as usize
+        matches!(
+            self,
+            Reason::Unsigned
+                | Reason::Malformed
+                | Reason::Untrusted
+                | Reason::Expired
+                | Reason::Revoked
+                | Reason::BadSignature
+                | Reason::NotAllowed
+        )
     }
 
     /// Whether the message's turn had come: the consumer's verdict ended it, or validation.

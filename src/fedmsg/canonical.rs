@@ -2,8 +2,8 @@
 //!
 //! That is `json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))` of Python 3.11,
 //! byte for byte, or an error where Python has one. A parser of our own, because those there are
-//! lose what is signed: serde_json refuses `NaN` and lone surrogates, and does not tell how a number
-//! was written. What it takes and how it is written is held against the real one in
+//! lose what is signed: serde_json refuses `NaN` and lone surrogates, and does not tell how a
+//! number was written. What it takes and how it is written is held against the real one in
 //! `tests/peers/fedmsg.rs`.
 //!
 //! 1. of keys that come twice in an object the last wins; keys stand in the order of code points
@@ -545,9 +545,9 @@ fn float(number: f64) -> String {
         }
         .into();
     }
-    // As few digits as Rust's. Of two texts equally near Python takes the one with the even digit, as
-    // Rust does only when it is told how many digits there are to be. Next to a power of two that
-    // may be another number.
+    // As few digits as Rust's. Of two texts equally near Python takes the one with the even digit,
+    // as Rust does only when it is told how many digits there are to be. Next to a power of two
+    // that may be another number.
     let shortest = format!("{number:e}");
     let mantissa = shortest.split('e').next().unwrap_or_default();
     let digits = mantissa.bytes().filter(u8::is_ascii_digit).count();
@@ -704,6 +704,8 @@ mod tests {
         };
         assert_eq!((nested(DEPTH_MAX), nested(DEPTH_MAX + 2)), (true, false));
         assert!(canonical("[".repeat(1 << 20).as_bytes()).is_err());
+        let objects = "{\"a\":".repeat(DEPTH_MAX) + "1" + &"}".repeat(DEPTH_MAX);
+        assert_eq!(of(&objects), objects);
     }
 
     #[test]

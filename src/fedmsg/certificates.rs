@@ -7,8 +7,8 @@
 //! 2. what is out of date (certificate, authority or list) is so by the clock at each message
 //! 3. a list is believed only if the authority has signed it
 //!
-//! x509-parser and not rustls-webpki: that one wants what certificates of servers have, and knows no
-//! SHA-1, with which old authorities sign. RSA is ring's.
+//! x509-parser and not rustls-webpki: that one wants what certificates of servers have, and knows
+//! no SHA-1, with which old authorities sign. RSA is ring's.
 
 use std::collections::HashSet;
 use std::path::Path;

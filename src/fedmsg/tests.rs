@@ -318,3 +318,23 @@ fn what_one_worker_has_found_the_others_find() {
     assert_eq!(checker.judge(&[message(&good, 8)], 1), Judged::Fit(1));
     assert_eq!(validator.verdicts.claim(8, 0), Known::Verdict(Ok(())));
 }
+
+#[test]
+fn one_certificate_written_in_many_ways_takes_bounded_room() {
+    let good = first(Ok(()));
+    let text = String::from_utf8(good.payload.clone()).unwrap();
+    let mut checker = checker(&settings("ca.crt", "crl.pem"));
+    // Python's base64 passes over blanks.
+    let (before, after) = text.split_once("\"certificate\"").unwrap();
+    let (colon, value) = after.split_once('"').unwrap();
+    let mut write = |blanks: usize| {
+        let blanks = " ".repeat(blanks);
+        let payload = format!("{before}\"certificate\"{colon}\"{blanks}{value}");
+        word(checker.check_at(&good.topic, payload.as_bytes(), NOW)).map(|()| checker.signers.len())
+    };
+    for blanks in 0..SIGNERS_MAX {
+        assert_eq!(write(blanks), Ok(blanks + 1));
+    }
+    assert_eq!(write(SIGNERS_MAX), Ok(1));
+    assert_eq!(write(CERTIFICATE_MAX), Err("malformed".into()));
+}

@@ -8,6 +8,7 @@ mod control;
 mod dead;
 mod delivery;
 mod exec;
+#[cfg(feature = "fedmsg")]
 mod fedmsg;
 mod http;
 mod journal;
