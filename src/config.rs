@@ -15,6 +15,8 @@ use weir_consumer::settings::{Mistake, Origin, Settings, duration, nearest};
 use weir_consumer::{Context, HUB_KEYS, Kind, Publisher};
 
 use crate::backend::Source;
+#[cfg(feature = "fedmsg")]
+use crate::fedmsg;
 use crate::monitor::{collectd, moksha, statsd};
 use crate::registry::Registry;
 use crate::router::prefix;
@@ -41,6 +43,9 @@ pub struct Config {
     pub collectd: Option<collectd::Settings>,
     /// The `[moksha]` section.
     pub moksha: Option<moksha::Settings>,
+    /// The `[fedmsg]` section.
+    #[cfg(feature = "fedmsg")]
+    pub fedmsg: fedmsg::Settings,
     /// The `[journal]` section.
     pub journal: journal::Settings,
     /// The `[dead_letters]` section.
@@ -117,6 +122,7 @@ pub struct ConsumerSettings {
     pub rate: Option<Rate>,
     pub burst: usize,
     pub lane: Option<String>,
+    pub validate: Option<bool>,
 }
 
 impl Default for ConsumerSettings {
@@ -133,6 +139,7 @@ impl Default for ConsumerSettings {
             rate: None,
             burst: 1,
             lane: None,
+            validate: None,
         }
     }
 }
@@ -323,6 +330,7 @@ impl Config {
             "statsd",
             "collectd",
             "moksha",
+            "fedmsg",
             "journal",
             "dead_letters",
             "consumers",
@@ -370,6 +378,23 @@ impl Config {
         let moksha = known
             .get("moksha")
             .and_then(|own| check.under("moksha", moksha::Settings::from_settings(own)));
+        #[cfg(feature = "fedmsg")]
+        let (fedmsg, can_validate) = match known.get("fedmsg") {
+            Some(own) => {
+                let read = check.under("fedmsg", fedmsg::Settings::from_settings(own));
+                // What is wrong in itself is told already.
+                let can = read.as_ref().is_none_or(fedmsg::Settings::can_validate);
+                let why = fedmsg::NO_CA;
+                (read.unwrap_or_default(), Some(why).filter(|_| !can))
+            }
+            None => (fedmsg::Settings::default(), Some(fedmsg::NO_CA)),
+        };
+        #[cfg(not(feature = "fedmsg"))]
+        let can_validate = Some("this weir was built without the feature `fedmsg`");
+        #[cfg(not(feature = "fedmsg"))]
+        if let (Some(own), Some(text)) = (known.get("fedmsg"), can_validate) {
+            check.mistakes.push(own.mistake(text).under("fedmsg"));
+        }
         let journal = known
             .get("journal")
             .and_then(|section| check.under("journal", journal::Settings::from_settings(section)))
@@ -388,7 +413,12 @@ impl Config {
             .flat_map(Settings::entries)
         {
             let context = Context::new(name, &hub.data_dir, Publisher::nowhere()).in_hub(&hub.name);
-            let read = consumer(name, section, registry, context, &sources_of(&backends));
+            let mut read = consumer(name, section, registry, context, &sources_of(&backends));
+            if let (Some(why), Ok(Consumer { settings, .. })) = (can_validate, &read)
+                && settings.validate == Some(true)
+            {
+                read = Err(vec![section.mistake_at("validate", why)]);
+            }
             consumers.extend(check.under(&format!("consumers.{name}"), read));
         }
         let mut producers = Vec::new();
@@ -449,6 +479,8 @@ impl Config {
                 statsd,
                 collectd,
                 moksha,
+                #[cfg(feature = "fedmsg")]
+                fedmsg,
                 journal,
                 dead_letters,
                 consumers,
@@ -789,7 +821,7 @@ pub fn show(settings: &Settings, registry: &Registry) -> String {
         let given = settings.get(name).unwrap_or(&empty);
         write(format!("[{name}]"), given, &section(name));
     }
-    for name in ["publish", "statsd", "collectd", "moksha"] {
+    for name in ["publish", "statsd", "collectd", "moksha", "fedmsg"] {
         if let Some(given) = settings.get(name) {
             let given = match (name, given.as_str()) {
                 ("publish", _) => with_lists(given),
@@ -950,6 +982,8 @@ mod tests {
         assert_eq!(sample.statsd, Some(statsd::Settings::default()));
         assert_eq!(sample.collectd, Some(collectd::Settings::default()));
         assert_eq!(sample.moksha, Some(moksha::Settings::default()));
+        #[cfg(feature = "fedmsg")]
+        assert_eq!(sample.fedmsg, plain.fedmsg);
         let debug = |journal: &journal::Settings| format!("{journal:?}");
         assert_eq!(debug(&sample.journal), debug(&plain.journal));
         let debug = |letters: &dead_letters::Settings| format!("{letters:?}");

@@ -256,17 +256,13 @@ struct Mark {
 
 impl Mark {
     fn new(at: f64, shot: &Snapshot) -> Self {
-        let dropped = |reasons: &[Reason]| -> u64 {
-            let counts = reasons.iter().map(|reason| shot.dropped.of(*reason));
-            counts.fold(0, u64::saturating_add)
-        };
-        let refused = dropped(&[Reason::Refused, Reason::DeadLetter, Reason::Attempts]);
+        let refused = shot.dropped.in_turn();
         Mark {
             at,
             received: shot.received,
             settled: shot.received.saturating_sub(shot.queue_messages),
             worked: (shot.consumed.saturating_add(shot.dead_lettered)).saturating_add(refused),
-            skipped: dropped(&[Reason::Skipped]),
+            skipped: shot.dropped.of(Reason::Skipped),
             waiting: shot.waiting,
         }
     }

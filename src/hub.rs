@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -23,6 +24,9 @@ use crate::control::{self, Control};
 use crate::data_dir::{self, DataDir};
 use crate::dead_letters::{self, DeadLetters};
 use crate::enqueuer::{Enqueuer, Log};
+#[cfg(feature = "fedmsg")]
+use crate::fedmsg::{Checker, Validator};
+use crate::filter::NewFilter;
 use crate::journal::{Cursor, Cursors, Journal, Suspects};
 use crate::keeper::Keeper;
 use crate::lifecycle::{Ended, Flag, Stop, Watch};
@@ -297,6 +301,7 @@ impl Starting {
         let measured: Arc<Measured> = Arc::default();
         let mut lanes: HashMap<&str, Arc<Mutex<()>>> = HashMap::new();
         let alone: Arc<Mutex<()>> = Arc::default();
+        let validation = Validation::open(config)?;
         let mut consumers = Vec::new();
         for consumer in &config.consumers {
             let lane = (consumer.settings.lane.as_deref())
@@ -308,6 +313,7 @@ impl Starting {
                 lane,
                 alone: &alone,
                 measured: &measured,
+                validation: &validation,
             };
             consumers.push(Workers::build(consumer, shared, &mut kept)?);
         }
@@ -403,6 +409,7 @@ impl Starting {
             publish: publish_stats,
             journal: steering.journal.clone(),
             dead_letters: steering.dead_letters.clone(),
+            certificates_refused: validation.refused(),
             measured,
             ..Figures::new(
                 &config.hub.name,
@@ -713,6 +720,59 @@ struct Shared<'s> {
     lane: Option<Arc<Mutex<()>>>,
     alone: &'s Arc<Mutex<()>>,
     measured: &'s Arc<Measured>,
+    validation: &'s Validation,
+}
+
+/// What validates, if a consumer asks for it.
+#[cfg(feature = "fedmsg")]
+struct Validation(Option<Arc<Validator>>);
+
+#[cfg(feature = "fedmsg")]
+impl Validation {
+    fn open(config: &Config) -> Result<Self, String> {
+        let default = config.fedmsg.validate;
+        let validates = |consumer: &config::Consumer| consumer.settings.validate.unwrap_or(default);
+        Ok(Validation(match config.consumers.iter().any(validates) {
+            true => Some(Arc::new(Validator::open(&config.fedmsg)?)),
+            false => None,
+        }))
+    }
+
+    /// The filter of a consumer's workers.
+    fn filter(&self, consumer: &config::Consumer) -> Option<NewFilter> {
+        let validator = self.0.clone()?;
+        let validate = consumer.settings.validate;
+        if !validate.unwrap_or(validator.is_default()) {
+            return None;
+        }
+        let name = consumer.name.clone();
+        Some(Arc::new(move || {
+            Box::new(Checker::new(validator.clone(), &name))
+        }))
+    }
+
+    fn refused(&self) -> Option<Arc<AtomicU64>> {
+        let validator = self.0.as_ref()?;
+        Some(validator.reload_errors().clone())
+    }
+}
+
+#[cfg(not(feature = "fedmsg"))]
+struct Validation;
+
+#[cfg(not(feature = "fedmsg"))]
+impl Validation {
+    fn open(_: &Config) -> Result<Self, String> {
+        Ok(Validation)
+    }
+
+    fn filter(&self, _: &config::Consumer) -> Option<NewFilter> {
+        None
+    }
+
+    fn refused(&self) -> Option<Arc<AtomicU64>> {
+        None
+    }
 }
 
 /// The workers of one consumer before they are threads.
@@ -782,6 +842,7 @@ impl<'c> Workers<'c> {
             lane: shared.lane,
             alone: shared.alone.clone(),
             build,
+            filter: shared.validation.filter(config),
             dead_letters: kept.as_ref().map(|kept| kept.dead_letters.clone()),
         });
         Ok(Workers {

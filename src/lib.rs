@@ -16,8 +16,8 @@
 //! # Where to begin reading
 //!
 //! A message's way is [`enqueuer`] (take a batch off the backend), [`router`] (who wants it),
-//! [`journal`] (append), [`queue`] (push, within the bounds, or be behind), [`runner`] (deliver,
-//! settle, set aside as [`dead_letters`]). Modules stand below in the
+//! [`journal`] (append), [`queue`] (push, within the bounds, or be behind), [`runner`] ([`filter`],
+//! deliver, settle, set aside as [`dead_letters`]). Modules stand below in the
 //! order of import: each uses only what stands above it.
 //!
 //! # What is deliberately not here
@@ -64,7 +64,11 @@ pub mod backend;
 pub mod dead_letters;
 
 pub mod enqueuer;
+pub mod filter;
 pub mod runner;
+
+#[cfg(feature = "fedmsg")]
+pub mod fedmsg;
 
 pub mod keeper;
 pub mod steering;

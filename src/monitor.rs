@@ -14,6 +14,7 @@ pub mod statsd;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -55,6 +56,8 @@ pub struct Figures {
     pub journal: Option<Arc<Journal>>,
     /// Its dead letters, if it keeps any.
     pub dead_letters: Option<Arc<DeadLetters>>,
+    /// How often a changed CA or CRL could not be used, if a consumer validates.
+    pub certificates_refused: Option<Arc<AtomicU64>>,
     /// What its consumers measure themselves.
     pub measured: Arc<Measured>,
     /// The latest sample.
@@ -293,11 +296,7 @@ impl ConsumerFigures {
         let before = first.unwrap_or_default();
         let since_ns = before.at_ns;
         let settled = |shot: &Snapshot| shot.received - shot.queue_messages;
-        let refused = |shot: &Snapshot| {
-            let reasons = [Reason::Refused, Reason::DeadLetter, Reason::Attempts];
-            let dropped: u64 = reasons.map(|reason| shot.dropped.of(reason)).iter().sum();
-            dropped + shot.dead_lettered
-        };
+        let refused = |shot: &Snapshot| shot.dropped.in_turn() + shot.dead_lettered;
         let spent = shot.spent_ns.iter().zip(before.spent_ns);
         let spent: Vec<u64> = spent.map(|(now, then)| now.saturating_sub(then)).collect();
         let all = spent.iter().sum::<u64>().max(1) as f64;
@@ -567,6 +566,7 @@ impl Figures {
             publish: None,
             journal: None,
             dead_letters: None,
+            certificates_refused: None,
             measured: Arc::default(),
             latest: Latest::default(),
         }
@@ -681,6 +681,8 @@ impl Figures {
             publish: self.publish.as_ref().map(|stats| stats.snapshot()),
             journal: self.journal.as_ref().map(|journal| journal.snapshot()),
             dead_letters_expired: store.map(|store| store.expired()),
+            certificates_refused: (self.certificates_refused.as_ref())
+                .map(|refused| refused.load(Ordering::Relaxed)),
             measured: self.measured.snapshot(),
             measured_refused: self.measured.refused(),
         });

@@ -13,6 +13,8 @@
 //!    process is set aside after its attempts (`journal::Suspects`)
 //! 9. messages under that suspicion are delivered one at a time in the whole hub, so that a further
 //!    end of the process counts against one of them and not against all that were at work
+//! 10. what the consumer's filter refuses is dropped with the filter's reason and reaches no
+//!    consumer, also not from the dead letters (`tests/hub/fedmsg.rs`)
 //!
 //! Left to others: what is in the queue (`queue`), when to stop (`hub`).
 
@@ -31,7 +33,8 @@ use tracing::{debug, error, info, warn};
 use weir_consumer::settings::{Mistake, duration};
 use weir_consumer::{Consumer, Delivery, Failure, Message, Verdict, deliver, tick};
 
-use crate::dead_letters::{self, Cause, DeadLetters, Filter, Letter};
+use crate::dead_letters::{self, Cause, DeadLetters, Letter};
+use crate::filter::{Filter, Judged, NewFilter};
 use crate::journal::{Slot, Suspect};
 use crate::lifecycle::Stop;
 use crate::queue::{Piece, Queue, Taken, Taker};
@@ -123,6 +126,8 @@ pub struct Settings {
     pub(crate) alone: Arc<Mutex<()>>,
     /// Makes an instance.
     pub build: Build,
+    /// Makes what says which messages the consumer is not to see, if anything does.
+    pub filter: Option<NewFilter>,
     /// Where messages are set aside; without it they are dropped.
     pub dead_letters: Option<Arc<DeadLetters>>,
 }
@@ -181,6 +186,7 @@ pub(crate) struct Runner<'h> {
     stop: &'h Stop,
     /// The instance; none after a panic until it has been built anew.
     consumer: Option<Box<dyn Consumer>>,
+    filter: Option<Box<dyn Filter>>,
     batch_max: usize,
     /// Panics and failed builds in a row.
     crashes: u32,
@@ -219,6 +225,7 @@ impl<'h> Runner<'h> {
             supply,
             stop,
             consumer: Some(consumer),
+            filter: settings.filter.as_ref().map(|new| new()),
             batch_max,
             crashes: 0,
             untimed: SAMPLE,
@@ -301,7 +308,21 @@ impl<'h> Runner<'h> {
                 left = first.1;
                 continue;
             }
-            let (batch, after) = left.split_at(self.batch_len(left));
+            let fit = match self.judge(left) {
+                Judged::Fit(fit) => &left[..fit],
+                Judged::Refused(reason) => {
+                    let first = left.split_at(1);
+                    self.queue
+                        .settle(self.worker, Settled::Dropped(reason), first.0);
+                    left = first.1;
+                    if self.tick_if_due() == Next::End {
+                        self.leave(left);
+                        return Next::End;
+                    }
+                    continue;
+                }
+            };
+            let (batch, after) = left.split_at(self.batch_len(fit));
             match self.settle(batch) {
                 Ok(()) => {
                     self.forget(&batch[0]);
@@ -320,6 +341,17 @@ impl<'h> Runner<'h> {
             }
         }
         Next::GoOn
+    }
+
+    /// What the filter says of the first of these messages.
+    fn judge(&mut self, messages: &[Message]) -> Judged {
+        let Some(filter) = &mut self.filter else {
+            return Judged::Fit(messages.len());
+        };
+        // Its time is the consumer's, though nothing is in flight.
+        self.worker.hold(messages[0].received_ns(), 0);
+        self.worker.state(State::Working);
+        filter.judge(messages, self.batch_max)
     }
 
     /// Messages that this worker has taken and will not settle in the ordinary way. Those of a
@@ -590,15 +622,23 @@ impl<'h> Runner<'h> {
             return Next::GoOn;
         }
         self.worker.letter(message.size());
-        let outcome = self.settle(std::slice::from_ref(&message));
+        let judged = self.filter.as_mut().map(|one| one.judge_again(&message));
+        let one = std::slice::from_ref(&message);
+        let outcome = match judged {
+            Some(Judged::Refused(reason)) => {
+                self.settled(Settled::Dropped(reason), one);
+                Ok(())
+            }
+            _ => self.settle(one),
+        };
         self.letter = None;
         match outcome {
             Ok(()) => self.tick_if_due(),
             Err(_) => {
                 // It is delivered after the next start.
-                let one = Filter {
+                let one = dead_letters::Filter {
                     ids: vec![letter.id],
-                    ..Filter::default()
+                    ..dead_letters::Filter::default()
                 };
                 if let Some(store) = &self.settings.dead_letters
                     && let Err(why) = store.requeue(&one)

@@ -47,11 +47,25 @@ pub enum Reason {
     Corrupt,
     /// An operator had it skipped.
     Skipped,
+    /// Validation: it is not signed.
+    Unsigned,
+    /// Validation: no message of fedmsg, or of another topic than it came with.
+    Malformed,
+    /// Validation: its certificate is not signed by the CA.
+    Untrusted,
+    /// Validation: its certificate, the CA's or the CRL is out of date.
+    Expired,
+    /// Validation: its certificate is in the CRL.
+    Revoked,
+    /// Validation: the signature is not over what it says.
+    BadSignature,
+    /// Validation: the routing policy does not let its signer send on this topic.
+    NotAllowed,
 }
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Reason; 9] = [
+    pub const ALL: [Reason; 16] = [
         Reason::Overflow,
         Reason::Halted,
         Reason::Refused,
@@ -61,6 +75,13 @@ impl Reason {
         Reason::Retention,
         Reason::Corrupt,
         Reason::Skipped,
+        Reason::Unsigned,
+        Reason::Malformed,
+        Reason::Untrusted,
+        Reason::Expired,
+        Reason::Revoked,
+        Reason::BadSignature,
+        Reason::NotAllowed,
     ];
 
     /// The word for it in figures and logs.
@@ -75,7 +96,37 @@ impl Reason {
             Reason::Retention => "retention",
             Reason::Corrupt => "corrupt",
             Reason::Skipped => "skipped",
+            Reason::Unsigned => "unsigned",
+            Reason::Malformed => "malformed",
+            Reason::Untrusted => "untrusted",
+            Reason::Expired => "expired",
+            Reason::Revoked => "revoked",
+            Reason::BadSignature => "bad_signature",
+            Reason::NotAllowed => "not_allowed",
         }
+    }
+
+    /// Whether the message was refused by validation.
+    pub fn of_validation(self) -> bool {
+        matches!(
+            self,
+            Reason::Unsigned
+                | Reason::Malformed
+                | Reason::Untrusted
+                | Reason::Expired
+                | Reason::Revoked
+                | Reason::BadSignature
+                | Reason::NotAllowed
+        )
+    }
+
+    /// Whether the message's turn had come: the consumer's verdict ended it, or validation.
+    pub fn in_turn(self) -> bool {
+        let verdict = matches!(
+            self,
+            Reason::Refused | Reason::DeadLetter | Reason::Attempts
+        );
+        verdict || self.of_validation()
     }
 }
 
@@ -754,6 +805,12 @@ impl Dropped {
     /// How many in all.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
+    }
+
+    /// How many when their turn had come.
+    pub fn in_turn(&self) -> u64 {
+        let reasons = self.iter().filter(|(reason, _)| reason.in_turn());
+        reasons.fold(0, |all, (_, count)| all.saturating_add(count))
     }
 
     /// All reasons with their counts.

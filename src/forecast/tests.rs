@@ -543,7 +543,7 @@ proptest! {
         shots in prop::collection::vec((any::<[u64; 9]>(), any::<[u8; 3]>()), 1..300),
     ) {
         let mut forecaster = Forecaster::new(0);
-        let reason = Reason::ALL[shots.len() % 9];
+        let reason = Reason::ALL[shots.len() % Reason::ALL.len()];
         let mut at_ns = 1_000_000_000_000;
         let mut base = [0u64; 8];
         for (numbers, [size, step, state]) in shots {

@@ -35,7 +35,7 @@ use super::sample::{ConsumerSample, ProducerSample, Sample};
 use crate::backend::zmq::explain;
 use crate::forecast::{Drain, Health};
 use crate::measured::{Measurement, Value};
-use crate::stats::{Reason, Snapshot, State};
+use crate::stats::{Snapshot, State};
 
 /// Frames that wait for a slow reader; further ones are dropped.
 const FRAMES_MAX: i32 = 8;
@@ -476,9 +476,7 @@ impl<'s> ConsumerFrame<'s> {
 
 /// Messages that the consumer has had: what it has, and what ended with it.
 fn taken(shot: &Snapshot) -> u64 {
-    let verdicts = [Reason::Refused, Reason::DeadLetter, Reason::Attempts];
-    let dropped: u64 = verdicts.map(|reason| shot.dropped.of(reason)).iter().sum();
-    shot.consumed + shot.dead_lettered + dropped + shot.in_flight
+    shot.consumed + shot.dead_lettered + shot.dropped.in_turn() + shot.in_flight
 }
 
 impl<'s> ProducerFrame<'s> {
@@ -532,7 +530,7 @@ mod tests {
     use super::*;
     use crate::monitor::{ConsumerFigures, Figures, ProducerFigures};
     use crate::producer::ProducerStats;
-    use crate::stats::{Settled, Stats};
+    use crate::stats::{Reason, Settled, Stats};
     use metrics::with_local_recorder;
     use serde_json::json;
     use std::os::unix::net::UnixListener;

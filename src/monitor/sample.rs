@@ -45,6 +45,8 @@ pub struct Sample {
     pub journal: Option<journal::Snapshot>,
     /// Dead letters that were deleted because there is no room for more; none if it keeps none.
     pub dead_letters_expired: Option<u64>,
+    /// Changes of the CA or the CRL that could not be used; none if no consumer validates.
+    pub certificates_refused: Option<u64>,
     /// What consumers measured themselves.
     pub measured: Vec<Measurement>,
     /// Series of theirs that were refused.
@@ -222,6 +224,15 @@ const HUB: &[Row<Sample>] = &[
         "Dead letters deleted because dead_letters.keep allows no more.",
         |s, put| {
             s.dead_letters_expired
+                .into_iter()
+                .for_each(|n| put(None, n as f64))
+        },
+    ),
+    counter(
+        "weir_hub_certificates_refused_total",
+        "Changes of fedmsg.ca or fedmsg.crl that could not be used.",
+        |s, put| {
+            s.certificates_refused
                 .into_iter()
                 .for_each(|n| put(None, n as f64))
         },

@@ -8,6 +8,8 @@ mod control;
 mod dead;
 mod delivery;
 mod exec;
+#[cfg(feature = "fedmsg")]
+mod fedmsg;
 mod forward;
 mod http;
 mod journal;

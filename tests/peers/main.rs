@@ -6,6 +6,8 @@ mod board;
 mod browser;
 mod collectd;
 mod dashboards;
+#[cfg(feature = "fedmsg")]
+mod fedmsg;
 mod figures;
 mod moksha;
 mod new;

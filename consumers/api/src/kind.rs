@@ -9,9 +9,9 @@ use crate::settings::{Mistake, Settings};
 use crate::{Consumer, Producer, Publisher, Result};
 
 /// The keys of a consumer's or producer's section that the hub reads; all others are the kind's.
-pub const HUB_KEYS: [&str; 12] = [
+pub const HUB_KEYS: [&str; 13] = [
     "burst", "delivery", "interval", "key", "kind", "lane", "queue", "rate", "retry", "start",
-    "topics", "workers",
+    "topics", "validate", "workers",
 ];
 
 /// What a builder gets from the hub besides its settings.

@@ -300,9 +300,9 @@ impl Lists {
                 }
                 // Other reasons took it before its turn came.
                 "weir_consumer_dropped_total" => {
-                    let reasons = [Reason::Refused, Reason::DeadLetter, Reason::Attempts];
                     let reason = label("reason").unwrap_or_default();
-                    if reasons.iter().any(|own| own.as_str() == reason) {
+                    let mut reasons = Reason::ALL.iter().filter(|own| own.in_turn());
+                    if reasons.any(|own| own.as_str() == reason) {
                         consumer.settled += now;
                     }
                 }
