@@ -1,0 +1,175 @@
+//! What happens when more comes for a channel than people can read.
+//!
+//! 1. In each window of time a channel gets so many lines at most and, when there was more, one
+//!    line that tells how much and of what.
+//! 2. Each message that was held is counted in exactly one such line.
+//! 3. However many topics there are, memory is bounded.
+//!
+//! A window begins with the first line after the one before it was over. It takes the time as an
+//! argument, so that tests have a clock of their own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use weir_consumer::settings::duration;
+
+/// Different topics that are counted each; the others are counted together.
+const TOPICS_MAX: usize = 200;
+/// Topics that a summary names.
+const NAMED_MAX: usize = 5;
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// Lines that a channel gets within that time.
+    pub(crate) lines: NonZeroUsize,
+    #[serde(deserialize_with = "duration")]
+    pub(crate) within: Duration,
+    /// What is done with more.
+    pub(crate) policy: Policy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Policy {
+    /// They are counted, and one line tells it.
+    Summarise,
+    /// They are dropped.
+    Drop,
+    /// They are posted all the same.
+    Post,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            lines: const { NonZeroUsize::new(20).expect("20 is not 0") },
+            within: Duration::from_secs(60),
+            policy: Policy::Summarise,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Flood {
+    settings: Settings,
+    /// By channel.
+    windows: HashMap<String, Window>,
+}
+
+#[derive(Debug)]
+struct Window {
+    began: Instant,
+    lines: usize,
+    held: BTreeMap<String, u64>,
+    /// Held, of topics beyond those that are counted each.
+    others: u64,
+}
+
+/// What is to be done with a message for a channel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Course {
+    Post,
+    Hold,
+    Drop,
+}
+
+impl Flood {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Flood {
+            settings,
+            windows: HashMap::new(),
+        }
+    }
+
+    /// What is to be done with a message that has come for this channel.
+    pub(crate) fn course(&self, channel: &str, now: Instant) -> Course {
+        let full = (self.windows.get(channel)).is_some_and(|window| {
+            let over = now.duration_since(window.began) >= self.settings.within;
+            // With something held it is over only when that was told.
+            (!over || window.held() > 0) && window.lines >= self.settings.lines.get()
+        });
+        match (full, self.settings.policy) {
+            (false, _) | (true, Policy::Post) => Course::Post,
+            (true, Policy::Summarise) => Course::Hold,
+            (true, Policy::Drop) => Course::Drop,
+        }
+    }
+
+    /// So many lines were posted there.
+    pub(crate) fn posted(&mut self, channel: &str, lines: usize, now: Instant) {
+        let within = self.settings.within;
+        let window = self.windows.entry(channel.to_owned()).or_insert(Window {
+            began: now,
+            lines: 0,
+            held: BTreeMap::new(),
+            others: 0,
+        });
+        if window.held() == 0 && now.duration_since(window.began) >= within {
+            (window.began, window.lines) = (now, 0);
+        }
+        window.lines += lines;
+    }
+
+    /// A message of this topic is not posted there but counted.
+    pub(crate) fn hold(&mut self, channel: &str, topic: &str) {
+        // There is a window: without one, nothing is held.
+        if let Some(window) = self.windows.get_mut(channel) {
+            if let Some(count) = window.held.get_mut(topic) {
+                *count += 1;
+            } else if window.held.len() < TOPICS_MAX {
+                window.held.insert(topic.to_owned(), 1);
+            } else {
+                window.others += 1;
+            }
+        }
+    }
+
+    /// The channels with something to tell: those whose window is over, or all.
+    pub(crate) fn due(&self, now: Option<Instant>) -> Vec<String> {
+        let over = |window: &Window| {
+            now.is_none_or(|now| now.duration_since(window.began) >= self.settings.within)
+        };
+        let mut due: Vec<String> = (self.windows.iter())
+            .filter(|(_, window)| window.held() > 0 && over(window))
+            .map(|(channel, _)| channel.clone())
+            .collect();
+        due.sort();
+        due
+    }
+
+    /// What is to be told of a channel, and how many messages that are.
+    pub(crate) fn summary(&self, channel: &str) -> Option<(String, u64)> {
+        let window = self.windows.get(channel)?;
+        let held = window.held();
+        let mut topics: Vec<(&String, &u64)> = window.held.iter().collect();
+        topics.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        let mut parts: Vec<String> = (topics.iter().take(NAMED_MAX))
+            .map(|(topic, count)| format!("{count} {topic}"))
+            .collect();
+        let named: u64 = topics
+            .iter()
+            .take(NAMED_MAX)
+            .map(|(_, count)| **count)
+            .sum();
+        if held > named {
+            parts.push(format!("{} of other topics", held - named));
+        }
+        let within = humantime::format_duration(self.settings.within);
+        let text = format!("and {held} more in the last {within}: {}", parts.join(", "));
+        Some((text, held))
+    }
+
+    /// It was told; the channel begins anew.
+    pub(crate) fn told(&mut self, channel: &str) {
+        self.windows.remove(channel);
+    }
+}
+
+impl Window {
+    fn held(&self) -> u64 {
+        self.held.values().sum::<u64>() + self.others
+    }
+}

@@ -1,0 +1,37 @@
+//! How fast lines go: a token bucket, as the hub has one for messages, but for lines.
+
+use std::time::{Duration, Instant};
+
+/// Lets `burst` lines go at once and then so many a second.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    per_second: f64,
+    burst: f64,
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Pace {
+    pub(crate) fn new(per_second: f64, burst: usize, now: Instant) -> Self {
+        Pace {
+            per_second,
+            burst: burst as f64,
+            tokens: burst as f64,
+            filled: now,
+        }
+    }
+
+    /// Takes the tokens for so many lines, no more than the burst, or says how long until it can.
+    pub(crate) fn take(&mut self, lines: usize, now: Instant) -> Result<(), Duration> {
+        let since = now.saturating_duration_since(self.filled).as_secs_f64();
+        self.tokens = (self.tokens + since * self.per_second).min(self.burst);
+        self.filled = now;
+        let missing = (lines as f64).min(self.burst) - self.tokens;
+        // A hair less than needed is rounding, not debt.
+        if missing > 1e-9 {
+            return Err(Duration::from_secs_f64(missing / self.per_second));
+        }
+        self.tokens -= lines as f64;
+        Ok(())
+    }
+}
