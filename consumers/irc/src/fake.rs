@@ -53,11 +53,11 @@ impl Fake {
             for (number, stream) in (1..).zip(listener.incoming()) {
                 let stream = stream.unwrap();
                 *connected.lock().unwrap() = Some(stream.try_clone().unwrap());
-                let mut nick = String::from("*");
+                let mut user = User::default();
                 for line in BufReader::new(&stream).lines().map_while(Result::ok) {
                     seen.lock().unwrap().push(line.clone());
                     let (text, close) = match answer(number, &line) {
-                        Answer::Honest => (honest(&line, &mut nick), line.starts_with("QUIT")),
+                        Answer::Honest => (user.honest(&line), line.starts_with("QUIT")),
                         Answer::Say(text) => (text, false),
                         Answer::Close(text) => (text, true),
                     };
@@ -109,20 +109,32 @@ impl Fake {
     }
 }
 
-fn honest(line: &str, nick: &mut String) -> String {
-    let words: Vec<&str> = line.split(' ').collect();
-    match words[0] {
-        "NICK" => {
-            let old = std::mem::replace(nick, words[1].to_owned());
-            match old.as_str() {
-                "*" => String::new(),
-                old => format!(":{old}!u@h NICK :{nick}\r\n"),
-            }
+#[derive(Default)]
+struct User {
+    nick: String,
+    named: bool,
+    registered: bool,
+}
+
+impl User {
+    fn honest(&mut self, line: &str) -> String {
+        let words: Vec<&str> = line.split(' ').collect();
+        let nick = self.nick.clone();
+        match words[0] {
+            "NICK" => self.nick = words[1].to_owned(),
+            "USER" => self.named = true,
+            "JOIN" => return format!(":{nick}!u@h JOIN {}\r\n", words[1]),
+            "PING" => return format!(":irc.test PONG irc.test {}\r\n", words[1]),
+            _ => return String::new(),
         }
-        "USER" => format!(":irc.test 001 {nick} :Welcome\r\n"),
-        "JOIN" => format!(":{nick}!u@h JOIN {}\r\n", words[1]),
-        "PING" => format!(":irc.test PONG irc.test {}\r\n", words[1]),
-        _ => String::new(),
+        if self.registered {
+            return format!(":{nick}!u@h NICK :{}\r\n", self.nick);
+        }
+        self.registered = self.named && !self.nick.is_empty();
+        match self.registered {
+            true => format!(":irc.test 001 {} :Welcome\r\n", self.nick),
+            false => String::new(),
+        }
     }
 }
 
