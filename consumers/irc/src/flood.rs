@@ -173,3 +173,122 @@ impl Window {
         self.held.values().sum::<u64>() + self.others
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn flood(lines: usize, policy: Policy) -> Flood {
+        Flood::new(Settings {
+            lines: NonZeroUsize::new(lines).unwrap(),
+            policy,
+            ..Settings::default()
+        })
+    }
+
+    #[test]
+    fn a_summary_names_what_there_was_most_of() {
+        let now = Instant::now();
+        let mut flood = flood(1, Policy::Summarise);
+        flood.posted("#a", 1, now);
+        assert_eq!(flood.course("#a", now), Course::Hold);
+        assert_eq!(flood.course("#b", now), Course::Post);
+        for (topic, times) in [
+            ("t.a", 1),
+            ("t.b", 20),
+            ("t.c", 3),
+            ("t.d", 4),
+            ("t.e", 5),
+            ("t.f", 6),
+        ] {
+            for _ in 0..times {
+                flood.hold("#a", topic);
+            }
+        }
+        assert_eq!(flood.due(Some(now)), Vec::<String>::new());
+        assert_eq!(flood.due(None), ["#a"]);
+        let later = now + Duration::from_secs(60);
+        assert_eq!(flood.due(Some(later)), ["#a"]);
+        let text =
+            "and 39 more in the last 1m: 20 t.b, 6 t.f, 5 t.e, 4 t.d, 3 t.c, 1 of other topics";
+        assert_eq!(flood.summary("#a"), Some((text.to_owned(), 39)));
+        // Until it is told, all that comes is a part of it.
+        assert_eq!(flood.course("#a", later), Course::Hold);
+        flood.told("#a");
+        assert_eq!(flood.course("#a", later), Course::Post);
+    }
+
+    #[test]
+    fn topics_without_an_end_take_no_memory_without_an_end() {
+        let now = Instant::now();
+        let mut flood = flood(1, Policy::Summarise);
+        flood.posted("#a", 1, now);
+        for number in 0..10_000 {
+            flood.hold("#a", &format!("t.{number}"));
+        }
+        assert_eq!(flood.windows["#a"].held.len(), TOPICS_MAX);
+        assert_eq!(flood.summary("#a").unwrap().1, 10_000);
+    }
+
+    #[test]
+    fn other_policies_hold_nothing() {
+        let now = Instant::now();
+        for (policy, course) in [(Policy::Drop, Course::Drop), (Policy::Post, Course::Post)] {
+            let mut flood = flood(2, policy);
+            flood.posted("#a", 2, now);
+            assert_eq!(flood.course("#a", now), course);
+            assert_eq!(flood.due(None), Vec::<String>::new());
+        }
+    }
+
+    proptest! {
+        /// Invariants 1 and 2, beside a list of all that happened.
+        #[test]
+        fn all_is_posted_or_told_once(
+            steps in prop::collection::vec((0_u64..30, 0_usize..2, 1_usize..3), 1..300),
+        ) {
+            const LINES: usize = 5;
+            let channels = ["#a", "#b"];
+            let mut flood = flood(LINES, Policy::Summarise);
+            let mut now = Instant::now();
+            let (mut posted, mut held, mut told) = (0, 0, 0);
+            let mut lines: Vec<(Instant, usize, usize)> = Vec::new();
+            for (pause, channel, taken) in &steps {
+                now += Duration::from_secs(*pause);
+                for due in flood.due(Some(now)) {
+                    told += flood.summary(&due).unwrap().1;
+                    flood.told(&due);
+                }
+                match flood.course(channels[*channel], now) {
+                    Course::Post => {
+                        flood.posted(channels[*channel], *taken, now);
+                        lines.push((now, *channel, *taken));
+                        posted += 1;
+                    }
+                    Course::Hold => {
+                        flood.hold(channels[*channel], "t");
+                        held += 1;
+                    }
+                    Course::Drop => prop_assert!(false, "nothing is dropped"),
+                }
+            }
+            for due in flood.due(None) {
+                told += flood.summary(&due).unwrap().1;
+            }
+            prop_assert_eq!(held, told);
+            prop_assert_eq!(posted + held, steps.len() as u64);
+            // Any stretch as long as a window touches two of them at most, each with the last
+            // message whole.
+            for (from, channel, _) in &lines {
+                let within: usize = (lines.iter())
+                    .filter(|(at, other, _)| other == channel && at >= from
+                        && at.duration_since(*from) < Duration::from_secs(60))
+                    .map(|(_, _, taken)| taken)
+                    .sum();
+                prop_assert!(within <= 2 * (LINES + 1), "{within}");
+            }
+        }
+    }
+}

@@ -164,7 +164,8 @@ pub(crate) fn folded(name: &str) -> String {
 /// Cuts a text into the lines in which it is said, each of so many bytes and so many of them at
 /// most; one that had to be cut short ends with an ellipsis.
 ///
-/// Control characters are left out but for those that set colours, bold and such.
+/// Control characters are left out but for those that set colours, bold and such. Of the bytes there
+/// have to be enough for a character, which [`room`] sees to.
 pub(crate) fn pieces(text: &str, bytes_max: usize, lines_max: usize) -> Vec<String> {
     let mut pieces: Vec<String> = Vec::new();
     for line in text.split(ends_a_line) {
@@ -202,8 +203,6 @@ fn head(text: &str, bytes_max: usize) -> &str {
     let head = &text[..text.floor_char_boundary(bytes_max)];
     match head.rfind(' ') {
         Some(space) if space > bytes_max / 2 => &head[..space],
-        // A first character that does not fit would never be cut off.
-        _ if head.is_empty() => &text[..text.ceil_char_boundary(1)],
         _ => head,
     }
 }
@@ -253,4 +252,120 @@ pub(crate) fn room(nick: &str, username: &str, command: &str, target: &str) -> u
     let before = nick.len() + username + HOST_BYTES_MAX + ":!~@ ".len();
     let before = before + command.len() + target.len() + "  :".len();
     LINE_BYTES_MAX.saturating_sub(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parsed(text: &str) -> (String, String, Vec<String>) {
+        let line = Line::parse(text).unwrap();
+        (line.from, line.command, line.params)
+    }
+
+    #[test]
+    fn a_line_is_taken_apart() {
+        let line = |from: &str, command: &str, params: &[&str]| {
+            let params = params.iter().map(|param| (*param).to_owned()).collect();
+            (from.to_owned(), command.to_owned(), params)
+        };
+        assert_eq!(
+            parsed(":ann!u@h privmsg  #a :hello: you "),
+            line("ann", "PRIVMSG", &["#a", "hello: you "])
+        );
+        assert_eq!(parsed("PING token"), line("", "PING", &["token"]));
+        assert_eq!(
+            parsed("@time=1;x=a\\sb :irc.test 001 weir :"),
+            line("irc.test", "001", &["weir", ""])
+        );
+        let many = format!("X {}", "a ".repeat(20));
+        assert_eq!(parsed(&many).2.len(), 15);
+        for nothing in ["", "   ", ":prefix", "@tags", "@tags ", ":prefix "] {
+            assert_eq!(Line::parse(nothing), None, "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_says_is_shown_without_what_harms_a_log() {
+        let line = format!("404 weir #a :no\u{1b}[2J{}", "x".repeat(1000));
+        let told = Line::parse(&line).unwrap().told();
+        assert!(told.starts_with("no[2Jx") && told.len() == 200, "{told:?}");
+    }
+
+    #[test]
+    fn a_text_is_cut_at_spaces_and_between_characters() {
+        let cut = |text: &str, bytes, lines| pieces(text, bytes, lines);
+        assert_eq!(cut("one two three", 8, 9), ["one two", "three"]);
+        assert_eq!(cut("one  two", 100, 9), ["one  two"]);
+        assert_eq!(cut("äöüäöü", 5, 9), ["äö", "üä", "öü"]);
+        assert_eq!(cut("a\r\n\r\nb\nc", 9, 2), ["a", "b…"]);
+        assert_eq!(cut("a\tb\u{7}c\u{85}d", 9, 9), ["a bc", "d"]);
+        assert_eq!(cut("12345678", 8, 1), ["12345678"]);
+        assert_eq!(cut("123456789", 8, 1), ["12345…"]);
+        assert_eq!(cut(" \u{2}\u{3} ", 9, 9), Vec::<String>::new());
+    }
+
+    #[test]
+    fn names_are_compared_as_servers_do() {
+        assert_eq!(folded("#Weir[]\\~"), "#weir{}|^");
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_taken_apart_without_a_panic(text in "\\PC*|[:@ ]{0,5}[A-Z0-9]{0,4}[ :a-z]{0,40}") {
+            if let Some(line) = Line::parse(&text) {
+                prop_assert!(!line.command.is_empty() && line.params.len() <= PARAMS_MAX);
+                line.told();
+            }
+        }
+
+        #[test]
+        fn what_was_written_is_read(
+            from in "[a-z]{1,9}", command in "[A-Z]{3,8}",
+            params in prop::collection::vec("[a-z#][a-z0-9:]{0,8}", 0..13), last in "[^\r\n\0]{0,40}",
+        ) {
+            let words: String = params.iter().map(|param| format!(" {param}")).collect();
+            let line = Line::parse(&format!(":{from}!u@h {command}{words} :{last}")).unwrap();
+            let expected: Vec<String> = params.into_iter().chain([last]).collect();
+            prop_assert_eq!((line.from, line.command, line.params), (from, command, expected));
+        }
+
+        /// Invariants 1 and 2.
+        #[test]
+        fn nothing_that_is_said_breaks_its_line(
+            text in any::<String>(), lines in 1_usize..5, nick in "[a-z]{1,69}",
+            target in "#[a-z]{0,199}",
+        ) {
+            let room = room(&nick, "weir", "PRIVMSG", &target);
+            prop_assert!(room > 100);
+            let pieces = pieces(&text, room, lines);
+            prop_assert!(pieces.len() <= lines);
+            for piece in pieces {
+                prop_assert!(!piece.is_empty());
+                prop_assert!(!piece.contains(|c: char| c.is_control() && !sets_a_style(c)));
+                let host = "h".repeat(HOST_BYTES_MAX);
+                let passed_on = format!(":{nick}!~weir@{host} PRIVMSG {target} :{piece}\r\n");
+                prop_assert!(passed_on.len() <= 512, "{}", passed_on.len());
+            }
+        }
+
+        #[test]
+        fn what_fits_is_said_as_it_is(words in prop::collection::vec("[a-zä-ü]{1,14}", 1..40)) {
+            let text = words.join(" ");
+            let said = pieces(&text, 60, 1000);
+            prop_assert_eq!(said.join(" "), text);
+            prop_assert!(said.iter().all(|piece| piece.len() <= 60));
+        }
+
+        #[test]
+        fn a_target_can_not_become_a_command(text in any::<String>()) {
+            if let Ok(target) = text.parse::<Target>() {
+                let line = format!("JOIN {} {}", target.name, target.key.unwrap_or_default());
+                prop_assert!(line.trim_end().split(' ').count() <= 3);
+                prop_assert!(!line.contains(char::is_control) && !line.contains(','));
+            }
+        }
+    }
 }

@@ -35,3 +35,40 @@ impl Pace {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// In any stretch of time no more lines go than the burst and what the rate allows, and who
+        /// waits as long as it was told may go.
+        #[test]
+        fn no_more_goes_than_allowed(
+            steps in prop::collection::vec((0_u64..5_000, 1_usize..=4), 1..200),
+        ) {
+            let start = Instant::now();
+            let mut pace = Pace::new(0.5, 4, start);
+            let mut now = start;
+            let mut gone: Vec<(Instant, usize)> = Vec::new();
+            for (pause, lines) in steps {
+                now += Duration::from_millis(pause);
+                if let Err(wait) = pace.take(lines, now) {
+                    now += wait;
+                    prop_assert_eq!(pace.take(lines, now), Ok(()));
+                }
+                gone.push((now, lines));
+            }
+            for (index, (from, _)) in gone.iter().enumerate() {
+                let mut lines = 0;
+                for (until, more) in &gone[index..] {
+                    lines += more;
+                    let seconds = until.duration_since(*from).as_secs_f64();
+                    prop_assert!(lines as f64 <= 4.0 + seconds * 0.5 + 1e-6);
+                }
+            }
+        }
+    }
+}
