@@ -49,7 +49,7 @@ pub struct Server {
     #[serde(default)]
     pub(crate) notice: bool,
     /// How many lines a text takes at most.
-    #[serde(default = "three")]
+    #[serde(default = "two")]
     pub(crate) lines_max: Count,
     #[serde(default)]
     pub(crate) line_rate: LineRate,
@@ -70,8 +70,8 @@ fn weir<T: From<&'static str>>() -> T {
     "weir".into()
 }
 
-fn three() -> Count {
-    Count(3)
+fn two() -> Count {
+    Count(2)
 }
 
 fn four() -> Count {
@@ -165,7 +165,7 @@ fn part_of_a_host(c: char) -> bool {
 pub(crate) struct Nick(pub(crate) String);
 
 /// Longer ones are known nowhere.
-const NICK_BYTES_MAX: usize = 64;
+pub(crate) const NICK_BYTES_MAX: usize = 64;
 
 impl<'de> Deserialize<'de> for Nick {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
