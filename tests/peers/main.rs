@@ -8,6 +8,8 @@ mod collectd;
 mod dashboards;
 mod figures;
 mod moksha;
+#[cfg(feature = "notify")]
+mod notify;
 mod prometheus;
 mod statsd;
 mod top;

@@ -3,8 +3,9 @@
 //! 1. Each recipient's notifications go out in the order of intake.
 //! 2. Recipients take turns, one parcel each, so that nobody waits for another's backlog.
 //! 3. Where there was trouble, nothing is tried for a pause that doubles; all others go on.
-//! 4. What went out is not sent again, also when the outbox can't note it just now.
-//! 5. What is given up is counted with its reason, and was tried at least once before it was given
+//! 4. A group that answers slowly takes at most half of the time while others have something to send.
+//! 5. What went out is not sent again, also when the outbox can't note it just now.
+//! 6. What is given up is counted with its reason, and was tried at least once before it was given
 //!    up for its age.
 //!
 //! Trouble is known by two places: the endpoint (an address, a URL) and the group behind one server
@@ -26,6 +27,8 @@ const DIGEST_MESSAGES_MAX: usize = 1000;
 const DIGEST_BYTES_MAX: usize = 512 << 10;
 /// The first pause.
 const PAUSE: Duration = Duration::from_secs(1);
+/// What takes longer is slow: IRC, where lines have to wait for their turn, above all.
+const SLOW: Duration = Duration::from_millis(100);
 /// How often what is too old is looked for where nothing is tried.
 const EXPIRY: Duration = Duration::from_secs(60);
 
@@ -86,6 +89,8 @@ pub(crate) struct Delivery {
     consumer: String,
     patience: Patience,
     troubles: HashMap<String, Trouble>,
+    /// Until when a group lets others go first.
+    yields: HashMap<String, Instant>,
     last: Option<Recipient>,
     /// Went out, and the outbox does not know it yet.
     done: Vec<(Recipient, i64)>,
@@ -103,6 +108,7 @@ impl Delivery {
             consumer: consumer.into(),
             patience,
             troubles: HashMap::new(),
+            yields: HashMap::new(),
             last: None,
             done: Vec::new(),
             refused: HashSet::new(),
@@ -142,6 +148,7 @@ impl Delivery {
         self.note_done(outbox)?;
         self.bundle(outbox, routes)?;
         self.expire(outbox, routes)?;
+        let mut alone = false;
         loop {
             let mut tried = false;
             for recipient in self.turns(outbox) {
@@ -156,17 +163,36 @@ impl Delivery {
                 if self.is_held(&place.group) || self.is_held(&place.endpoint) {
                     continue;
                 }
+                if !alone
+                    && self
+                        .yields
+                        .get(&place.group)
+                        .is_some_and(|end| self.now() < *end)
+                {
+                    continue;
+                }
                 if let Some(parcel) = outbox.next(&recipient)? {
                     tried = true;
                     self.last = Some(recipient.clone());
+                    let begin = Instant::now();
                     let outcome = routes.deliver(&recipient, &parcel);
+                    self.took(&place.group, begin.elapsed());
                     self.settle(outbox, &recipient, &place, &parcel, outcome)?;
                 }
             }
-            if !tried {
+            if !tried && alone {
                 return Ok(());
             }
+            alone = !tried;
         }
+    }
+
+    /// Notes how long a group took for a delivery.
+    fn took(&mut self, group: &str, time: Duration) {
+        match time > SLOW {
+            true => self.yields.insert(group.to_owned(), self.now() + time),
+            false => self.yields.remove(group),
+        };
     }
 
     /// The recipients with something to send, beginning with the one after the last.
@@ -514,6 +540,23 @@ mod tests {
         f.routes.answers.clear();
         assert_eq!(f.after(8), ["ann 1", "ann 2"]);
         assert!(f.delivery.troubles.is_empty());
+    }
+
+    #[test]
+    fn a_slow_group_lets_others_go_first() {
+        let mut f = fixture(0);
+        for (seq, user) in [(1, "ann"), (2, "ann"), (3, "bob"), (4, "bob")] {
+            f.store(seq, user, false);
+        }
+        f.delivery.took("a", Duration::from_secs(5));
+        f.delivery.ahead = Duration::from_secs(4);
+        // While it would yield, but nobody is left, it goes on.
+        let tried = f.work();
+        assert_eq!(tried, ["bob 3", "bob 4", "ann 1", "ann 2"]);
+        f.delivery.took("a", Duration::from_secs(5));
+        f.store(5, "ann", false);
+        f.store(6, "bob", false);
+        assert_eq!(f.after(5), ["bob 6", "ann 5"]);
     }
 
     #[test]

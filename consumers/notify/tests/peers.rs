@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -675,4 +675,54 @@ fn a_mail_server_that_lies_gets_nothing_and_ends_nothing() {
         let attempts = outbox.query_row(attempts, (), |row| row.get::<_, i64>(0));
         assert_eq!(attempts, Ok(1), "{name}");
     }
+}
+
+/// Enough of an IRC server for one client: it answers, and tells what was said.
+fn irc() -> (u16, std::sync::mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (said, hears) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let mut answers = client.try_clone().unwrap();
+            for line in BufReader::new(client).lines().map_while(Result::ok) {
+                let answer = match line.split_once(' ').unwrap_or((&line, "")) {
+                    ("USER", _) => ":here 001 weir :Welcome\r\n:here 376 weir :End\r\n".into(),
+                    ("PING", token) => format!(":here PONG here {token}\r\n"),
+                    ("PRIVMSG", what) if what.starts_with("gone ") => {
+                        ":here 401 weir gone :No such nick\r\n".into()
+                    }
+                    ("PRIVMSG", what) => {
+                        let _ = said.send(what.to_owned());
+                        String::new()
+                    }
+                    _ => String::new(),
+                };
+                let _ = answers.write_all(answer.as_bytes());
+            }
+        }
+    });
+    (port, hears)
+}
+
+#[test]
+fn nicks_are_told_over_the_connection_of_irc() {
+    let (port, hears) = irc();
+    let dir = tempfile::tempdir().unwrap();
+    let settings = format!(
+        "irc = {{ server = '127.0.0.1:{port}', tls = false, nick = 'weir' }}
+         [[user]]\nname = 'one who left'\nirc = 'gone'\nrules = [{{ topics = [''] }}]
+         [[user]]\nname = 'ann'\nirc = 'ann'\nrules = [{{ topics = [''] }}]"
+    );
+    let mut notify = Notify::new(&settings, dir.path());
+    notify.tell("hello");
+    let mut heard = Vec::new();
+    notify.until("heard", || {
+        heard.extend(hears.try_iter());
+        !heard.is_empty()
+    });
+    assert_eq!(heard, ["ann :org.a: hello"]);
+    drop(notify);
+    // Who is not there may come back.
+    assert_eq!(left(dir.path()), [("one who left".into(), 1)].into());
 }
