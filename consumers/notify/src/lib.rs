@@ -269,33 +269,32 @@ impl Notify {
                 counter!("notify_replayed_total").increment(1);
                 continue;
             }
-            if self.routes.users.told_of(message).is_empty() {
+            let matches = self.routes.users.told_of(message);
+            if matches.is_empty() {
                 continue;
             }
+            let outbox = match &mut self.outbox {
+                Some(outbox) => outbox,
+                closed => closed.insert(Outbox::open(&self.store)?),
+            };
             // A replay is wanted again, whatever is known.
-            let outbox = self.opened()?;
             if !message.replayed() && outbox.knows(message.received_ns(), message.seq())? {
                 continue;
             }
-            for told in self.routes.users.told_of(message) {
+            for told in matches {
                 let recipient = Recipient {
                     route: told.route,
                     user: told.user.name.clone(),
                 };
-                let waiting = self
-                    .outbox
-                    .as_ref()
-                    .map(|outbox| outbox.waiting_for(&recipient));
-                let part = waiting.unwrap_or_default().messages;
                 // Holding up everybody would not help somebody whose own trouble fills the outbox.
-                if part >= self.bounds.each.get()
+                if outbox.waiting_for(&recipient).messages >= self.bounds.each.get()
                     && self.routes.own_trouble(&self.delivery, &recipient)
                 {
                     (self.delivery).given_up(&recipient, "full", 1, "too much waits for this user");
                     continue;
                 }
-                let text = self.routes.texts.of(message, &told);
-                if let Some(problem) = &text.problem {
+                let made = self.routes.texts.of(message, &told);
+                if let Some(problem) = &made.problem {
                     counter!("notify_texts_failed_total").increment(1);
                     warn!(
                         consumer = self.name,
@@ -305,11 +304,13 @@ impl Notify {
                         "the text can't be made of this message; its topic is told instead"
                     );
                 }
-                let body = match told.route {
+                // A webhook's text is in its body.
+                let (text, body) = match told.route {
+                    Route::Email | Route::Irc => (made.text, Vec::new()),
                     Route::Webhook => {
-                        webhook::body(&self.hub, &recipient.user, message, &text.text)
+                        let body = webhook::body(&self.hub, &recipient.user, message, &made.text);
+                        (String::new(), body)
                     }
-                    Route::Email | Route::Irc => Vec::new(),
                 };
                 new.push(Notification {
                     received_ns: message.received_ns(),
@@ -317,13 +318,8 @@ impl Notify {
                     recipient,
                     digest: told.digest,
                     topic: message.topic().into(),
-                    subject: text.subject,
-                    // A webhook's is in its body.
-                    text: if body.is_empty() {
-                        text.text
-                    } else {
-                        String::new()
-                    },
+                    subject: made.subject,
+                    text,
                     body,
                 });
             }

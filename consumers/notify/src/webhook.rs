@@ -125,12 +125,17 @@ impl Webhook {
             Ok(answer) => self.answered(origin, answer),
             // Neither the path nor anything else of the address is shown: it can be a secret.
             Err(ureq::Error::Timeout(_)) => Outcome::Silent(format!("{origin}: no answer in time")),
-            Err(ureq::Error::Io(error)) => Outcome::Down(format!("{origin}: {error}")),
+            Err(ureq::Error::Io(error)) => {
+                if error.kind() == std::io::ErrorKind::InvalidData {
+                    self.agent = None; // of a certificate: those that are trusted are read anew
+                }
+                Outcome::Down(format!("{origin}: {error}"))
+            }
             Err(ureq::Error::HostNotFound) => {
                 Outcome::Down(format!("{origin}: the name has no address"))
             }
             Err(ureq::Error::Rustls(error)) => {
-                self.agent = None; // certificates are read anew
+                self.agent = None;
                 Outcome::Down(format!("{origin}: TLS: {error}"))
             }
             Err(error @ (ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..))) => {
