@@ -75,7 +75,7 @@ fn came(file: &Path, number: impl Fn(&Value) -> Option<u64>) -> BTreeMap<u64, us
 fn metrics(port: u16) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let request = format!("GET /metrics HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n");
     stream.write_all(request.as_bytes()).ok()?;
     let mut page = String::new();
     stream.read_to_string(&mut page).ok()?;
@@ -167,7 +167,7 @@ fn a_hub_that_is_killed_tells_everybody_everything() {
     eventually("all mails", || mails().len() as u64 == all);
     eventually("all hooks", || hooks().len() as u64 == all);
     eventually("an empty outbox, and what went out, in the figures", || {
-        let page = metrics(http_port).unwrap_or_default();
+        let page = metrics(http_port).expect("an answer");
         let value = |name: &str, route: &str| -> Option<f64> {
             let label = format!("route=\"{route}\"");
             let mut of = page.lines().filter(|line| line.starts_with(name));

@@ -31,7 +31,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use metrics::{counter, gauge};
+use metrics::{counter, describe_counter, describe_gauge, gauge};
 use serde::Deserialize;
 use tracing::{info, warn};
 use weir_consumer::{Consumer, Context, Failure, Kind, Message, Result, Verdict, settings};
@@ -176,6 +176,7 @@ fn build(settings: Settings, context: &Context) -> Result<Notify> {
     if !mistakes.is_empty() {
         return Err(Failure::halt(mistakes.join("\n")));
     }
+    describe();
     let store = (settings.store).unwrap_or_else(|| format!("{}.db", context.name()).into());
     let patience = Patience {
         give_up: settings.give_up,
@@ -201,6 +202,30 @@ fn build(settings: Settings, context: &Context) -> Result<Notify> {
         outbox: None,
         broken: false,
     })
+}
+
+/// Says what the figures are.
+fn describe() {
+    describe_gauge!(
+        "notify_outbox_messages",
+        "Notifications that wait in the outbox."
+    );
+    describe_counter!(
+        "notify_delivered_total",
+        "Notifications that were delivered."
+    );
+    describe_counter!(
+        "notify_given_up_total",
+        "Notifications that nobody will be told."
+    );
+    describe_counter!(
+        "notify_texts_failed_total",
+        "Notifications whose template asked for what the message lacks."
+    );
+    describe_counter!(
+        "notify_replayed_total",
+        "Messages that nobody is told of because they were replayed or requeued."
+    );
 }
 
 impl Consumer for Notify {
