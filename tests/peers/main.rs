@@ -11,6 +11,8 @@ mod fedmsg;
 mod figures;
 mod moksha;
 mod new;
+#[cfg(feature = "notify")]
+mod notify;
 mod prometheus;
 mod python;
 mod statsd;
