@@ -9,8 +9,9 @@ use crate::support::registry;
 
 fn pages() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let docs = std::fs::read_dir(root.join("docs"))
-        .unwrap()
+    let docs = ["docs", "docs/kinds"]
+        .into_iter()
+        .flat_map(|dir| std::fs::read_dir(root.join(dir)).unwrap())
         .map(|entry| entry.unwrap().path());
     let pages = docs.filter(|path| path.extension().is_some_and(|end| end == "md"));
     pages
@@ -49,7 +50,7 @@ fn commands_and_their_options_exist() {
                 .split([' ', '\''])
                 .take_while(|word| *word != "#" && *word != ">")
                 .collect();
-            let nested = if ["config", "dead", "journal"].contains(&words[0]) {
+            let nested = if ["archive", "config", "dead", "journal"].contains(&words[0]) {
                 2
             } else {
                 1

@@ -410,3 +410,72 @@ fn failure(url: &str, error: &Error) -> Failure {
         _ => Failure::retry(text),
     }
 }
+
+#[cfg(test)]
+mod tests {
+
+    use crate::database::Url;
+    use proptest::prelude::*;
+
+    fn problem(url: &str) -> String {
+        Url::try_from(url.to_owned()).unwrap_err()
+    }
+
+    #[test]
+    fn a_url_says_where_and_nothing_else() {
+        for good in [
+            "postgres://weir@db.example.org/weir",
+            "postgresql://weir@db.example.org:5433/weir",
+            "postgres://weir@[::1]/weir",
+            "postgres:///weir?host=/run/postgresql",
+            "postgres://weir@/weir?host=/run/postgresql&port=5433",
+        ] {
+            assert_eq!(
+                Url::try_from(good.to_owned()),
+                Ok(Url::Postgres(good.into()))
+            );
+        }
+        for (wrong, told) in [
+            ("postgres:weir", "no // after the scheme"),
+            ("postgres://", "one host has to be named"),
+            ("postgres://weir@db.example.org", "no database is named"),
+            ("postgres://weir@one,two/weir", "expected postgres://"),
+            ("postgres://weir@db:port/weir", "can't be read"),
+            ("postgres://db/weir?sslmode=require", "the setting `tls`"),
+            (
+                "postgres://db/weir?options=-c",
+                "there is no option \"options\"",
+            ),
+            ("postgres:///weir", "one host has to be named"),
+            ("postgres://db/weir?host=/run", "one host has to be named"),
+        ] {
+            let problem = problem(wrong);
+            assert!(problem.contains(told), "{wrong}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_refused_and_not_shown() {
+        for url in [
+            "postgres://weir:hunter2@db/weir",
+            "postgres://weir:hunter2/x@db/weir",
+            "postgres://weir:hun@ter2@db/weir",
+            "postgres://db/weir?password=hunter2",
+        ] {
+            let problem = problem(url);
+            assert!(!problem.contains("ter2"), "{problem}");
+            assert!(
+                problem.contains("`password`") || problem.contains("password = "),
+                "{problem}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_url_is_judged_without_a_panic(rest in ".*") {
+            let _ = Url::try_from(format!("postgres://{rest}"));
+            let _ = Url::try_from(format!("postgres:{rest}"));
+        }
+    }
+}
