@@ -53,6 +53,9 @@ const SCHEMA: &str = r#"
         EXCEPTION WHEN OTHERS THEN RETURN NULL; END';
 "#;
 
+// Measured with messages of 500 bytes, 1000 at a time, on the server's machine, two busy cores: 64,000
+// and 54,000 a second, with ids 36,000 and 32,000. By binary COPY into a temporary table and from there
+// with the same ON CONFLICT: 44,000 and 38,000, with ids 31,000 and 24,000, and it is more to go wrong.
 const INSERT: &str = "
     INSERT INTO weir.messages (received_ns, seq, hub, topic, message_id, payload)
     SELECT received_ns, seq, $1, topic, message_id, payload
