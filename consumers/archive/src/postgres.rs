@@ -213,7 +213,7 @@ async fn recognise(transaction: &Transaction<'_>) -> std::result::Result<Found, 
                     EXISTS (SELECT FROM pg_class WHERE relnamespace = to_regnamespace('weir')::oid)";
     let found = transaction.query_one(look, &[]).await?;
     let (encoding, ours, something): (String, bool, bool) =
-        (found.get(0), found.get(1), found.get(2));
+        (found.try_get(0)?, found.try_get(1)?, found.try_get(2)?);
     if encoding != "UTF8" {
         return Ok(Found::Encoding(encoding));
     }
@@ -226,7 +226,7 @@ async fn recognise(transaction: &Transaction<'_>) -> std::result::Result<Found, 
     }
     let version = "SELECT coalesce(max(version), 0)::int4 FROM weir.archive";
     Ok(Found::Archive(
-        transaction.query_one(version, &[]).await?.get(0),
+        transaction.query_one(version, &[]).await?.try_get(0)?,
     ))
 }
 

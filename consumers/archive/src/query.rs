@@ -183,7 +183,8 @@ impl Reader {
                 let row = client
                     .query_opt(&sql, &[&since, &until, time, seq, hub])
                     .await?;
-                Ok(row.map(|row| Key(row.get(0), row.get(1), row.get(2))))
+                row.map(|row| Ok(Key(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
+                    .transpose()
             }),
         }
     }
@@ -247,11 +248,11 @@ impl Reader {
                             return Ok((page, true));
                         }
                         let stored = Stored {
-                            received_ns: row.get(0),
-                            seq: row.get(1),
-                            hub: row.get(2),
-                            topic: row.get(3),
-                            payload: row.get(4),
+                            received_ns: row.try_get(0)?,
+                            seq: row.try_get(1)?,
+                            hub: row.try_get(2)?,
+                            topic: row.try_get(3)?,
+                            payload: row.try_get(4)?,
                         };
                         bytes += stored.topic.len() + stored.payload.len();
                         page.push(stored);
@@ -541,9 +542,9 @@ mod tests {
             const HUBS: [&str; 3] = ["", "a", "b"];
             let dir = tempfile::tempdir().unwrap();
             let location = Location::default();
-            let Database::Sqlite(mut connection) = location.connect(dir.path()).unwrap() else {
-                panic!("not SQLite");
-            };
+            let path = dir.path().join("archive.db");
+            let mut connection =
+                sqlite::connect(&path, location.synchronous, location.timeout).unwrap();
             for (received_ns, seq, hub) in &stored {
                 insert(&mut connection, HUBS[*hub], *received_ns, *seq);
             }

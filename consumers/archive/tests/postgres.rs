@@ -258,7 +258,7 @@ fn what_is_in_the_way_is_told() {
     };
     let told = halted(
         "CREATE SCHEMA weir; CREATE TABLE weir.messages (id int)",
-        "foreign",
+        "of_others",
     );
     assert!(
         told.contains("the schema `weir` there is of something else"),
