@@ -9,11 +9,11 @@
 //!    and the number of its intake. With the setting `id` it is also stored once if several hubs
 //!    took it in.
 //!
-//! What it leaves to others: trying for as long as a full disk or a dead server lasts (`retry =
-//! { attempts = 0 }`, a key of the hub; after its attempts a message is set aside); deleting what is
-//! old; indices for queries by topic (`messages` is a plain table, and whoever queries it often adds
-//! the index that the query needs); and leaving the file alone while the hub runs: SQLite does not
-//! stand a database that is moved away under it.
+//! What it leaves to others: trying for as long as a full disk or a dead server lasts (`retry = {
+//! attempts = 0 }`, a key of the hub; after its attempts a message is set aside); deleting what is
+//! old; indices for queries by topic (`messages` is a plain table, and whoever queries it often
+//! adds the index that the query needs); and leaving the file alone while the hub runs: SQLite does
+//! not stand a database that is moved away under it.
 
 pub mod database;
 #[cfg(feature = "postgres")]

@@ -30,8 +30,9 @@ use weir_consumer::{Failure, Message, Result};
 use crate::database::{Location, Tls, VERSION};
 
 // Texts are compared byte by byte: as fast as can be, and an index stays right when the operating
-// system learns to sort anew. The key is the primary key, in the order of its columns: messages come in the order of time, so
-// its index grows at its end. No other index but that of message ids; see sqlite.rs for why.
+// system learns to sort anew. The key is the primary key, in the order of its columns: messages
+// come in the order of time, so its index grows at its end. No other index but that of message ids;
+// see sqlite.rs for why.
 const SCHEMA: &str = r#"
     CREATE SCHEMA IF NOT EXISTS weir;
     CREATE TABLE weir.archive (version integer NOT NULL);
@@ -53,9 +54,10 @@ const SCHEMA: &str = r#"
         EXCEPTION WHEN OTHERS THEN RETURN NULL; END';
 "#;
 
-// Measured with messages of 500 bytes, 1000 at a time, on the server's machine, two busy cores: 64,000
-// and 54,000 a second, with ids 36,000 and 32,000. By binary COPY into a temporary table and from there
-// with the same ON CONFLICT: 44,000 and 38,000, with ids 31,000 and 24,000, and it is more to go wrong.
+// Measured with messages of 500 bytes, 1000 at a time, on the server's machine, two busy cores:
+// 64,000 and 54,000 a second, with ids 36,000 and 32,000. By binary COPY into a temporary table and
+// from there with the same ON CONFLICT: 44,000 and 38,000, with ids 31,000 and 24,000, and it is
+// more to go wrong.
 const INSERT: &str = "
     INSERT INTO weir.messages (received_ns, seq, hub, topic, message_id, payload)
     SELECT received_ns, seq, $1, topic, message_id, payload

@@ -4,8 +4,8 @@
 //!
 //! 1. Every message that was there at the beginning and that the filter asks for comes once, in the
 //!    order of its time of intake (or in the reverse order).
-//! 2. However large the archive is, no statement looks at more than [`WINDOW`] messages and no page
-//!    has much more than [`PAGE_BYTES`] of them.
+//! 2. However large the archive is, no statement looks at more than `WINDOW` messages and no page
+//!    has much more than `PAGE_BYTES` of them.
 //! 3. Nothing is written, and no archive made.
 //!
 //! What is in payloads is left to [`Predicate`], which sees them the same whatever the database
