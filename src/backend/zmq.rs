@@ -325,8 +325,7 @@ impl Zmq {
     /// # Errors
     /// Why not, and what to do about it.
     pub fn open(settings: &Settings, prefixes: &[String]) -> Result<Self, String> {
-        let names = settings.connect.iter().chain(&settings.bind).cloned();
-        let stats = Arc::new(SourceStats::new(names));
+        let stats = Arc::new(SourceStats::new(&settings.connect, &settings.bind));
         let mut inputs = Vec::new();
         let mut describe = Vec::new();
         for (index, endpoint) in settings.connect.iter().enumerate() {

@@ -8,6 +8,7 @@ mod collectd;
 mod control;
 mod dead;
 mod delivery;
+mod exec;
 mod http;
 mod journal;
 mod lag;

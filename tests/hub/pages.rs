@@ -7,34 +7,106 @@ use weir::Config;
 
 use crate::support::registry;
 
+/// README.md, and what is in docs/ and its directories.
 fn pages() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let docs = ["docs", "docs/kinds"]
-        .into_iter()
-        .flat_map(|dir| std::fs::read_dir(root.join(dir)).unwrap())
-        .map(|entry| entry.unwrap().path());
-    let pages = docs.filter(|path| path.extension().is_some_and(|end| end == "md"));
-    pages
-        .chain([root.join("README.md")])
+    let mut paths = vec![root.join("README.md")];
+    let mut directories = vec![root.join("docs")];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            match path.extension() {
+                Some(end) if end == "md" => paths.push(path),
+                None if path.is_dir() => directories.push(path),
+                _ => {}
+            }
+        }
+    }
+    (paths.into_iter())
         .map(|path| (path.clone(), std::fs::read_to_string(path).unwrap()))
         .collect()
+}
+
+/// The TOML blocks of a page that are whole configurations.
+fn configurations(page: &str) -> impl Iterator<Item = &str> {
+    (page.split("```toml\n").skip(1))
+        .filter_map(|block| block.split("```").next())
+        .filter(|toml| toml.contains("[[backend]]")) // not a part of one, or of a Cargo.toml
 }
 
 #[test]
 fn configurations_are_read() {
     let mut checked = 0;
     for (path, text) in pages() {
-        for block in text.split("```toml\n").skip(1) {
-            let toml = block.split("```").next().unwrap();
-            if !toml.contains("[[backend]]") {
-                continue; // a part of a Cargo.toml, or of a configuration
-            }
+        for toml in configurations(&text) {
             let read = Config::from_toml(toml, &path.display().to_string(), &registry([]));
             assert!(read.is_ok(), "{}", read.err().unwrap());
             checked += 1;
         }
     }
     assert!(checked > 0);
+}
+
+#[test]
+fn the_page_of_a_kind_has_a_whole_configuration_with_it() {
+    let known = registry([]);
+    for (path, text) in pages() {
+        if !path
+            .parent()
+            .is_some_and(|parent| parent.ends_with("docs/kinds"))
+        {
+            continue;
+        }
+        let stem = path.file_stem().unwrap().to_str().unwrap();
+        let uses = |toml: &str| match known.get(stem) {
+            Some(_) => [format!("s.{stem}]"), format!("kind = \"{stem}\"")]
+                .iter()
+                .any(|written| toml.contains(written)),
+            None => true, // a page on something else than a kind
+        };
+        assert!(
+            configurations(&text).any(uses),
+            "{}: no TOML block has [[backend]] and {stem}",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn links_between_pages_lead_somewhere() {
+    let mut checked = 0;
+    for (path, text) in pages() {
+        let prose: String = text.split("```").step_by(2).collect();
+        for link in (prose.split("](").skip(1)).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => path.clone(),
+                file => path.parent().unwrap().join(file),
+            };
+            let told = format!("{}: ({link})", path.display());
+            assert!(target.exists(), "{told} leads nowhere");
+            if !anchor.is_empty() {
+                let page = std::fs::read_to_string(&target).unwrap();
+                let found = (page.lines())
+                    .filter_map(|line| line.strip_prefix('#'))
+                    .any(|heading| slug(heading.trim_start_matches('#')) == anchor);
+                assert!(found, "{told}: that page has no such heading");
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 0);
+}
+
+/// The anchor that a heading gets where the pages are shown.
+fn slug(heading: &str) -> String {
+    (heading.trim().to_lowercase().chars())
+        .filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c))
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
 }
 
 #[test]
@@ -50,7 +122,7 @@ fn commands_and_their_options_exist() {
                 .split([' ', '\''])
                 .take_while(|word| *word != "#" && *word != ">")
                 .collect();
-            let nested = if ["archive", "config", "dead", "journal"].contains(&words[0]) {
+            let nested = if ["archive", "config", "dead", "journal", "new"].contains(&words[0]) {
                 2
             } else {
                 1

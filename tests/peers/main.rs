@@ -10,6 +10,7 @@ mod dashboards;
 mod figures;
 mod moksha;
 mod prometheus;
+mod python;
 mod statsd;
 mod top;
 
