@@ -9,6 +9,7 @@ mod control;
 mod dead;
 mod delivery;
 mod exec;
+mod forward;
 mod http;
 mod journal;
 mod lag;

@@ -9,6 +9,7 @@ mod collectd;
 mod dashboards;
 mod figures;
 mod moksha;
+mod new;
 mod prometheus;
 mod python;
 mod statsd;
