@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // a test's name says what it is about
 
+mod archive;
 mod board;
 mod browser;
 mod collectd;
@@ -17,3 +18,7 @@ mod prometheus;
 mod python;
 mod statsd;
 mod top;
+
+/// The real PostgreSQL, as the archive's own tests start it.
+#[path = "../../consumers/archive/tests/server/mod.rs"]
+mod postgres;
