@@ -4,101 +4,122 @@
 //!
 //! 1. A message is settled only after the transaction that holds it was committed.
 //! 2. What waits is written together, in one transaction: all of a batch or nothing of it.
-//! 3. A file that is not a weir archive, or one of a later version, is not touched.
+//! 3. What is not a weir archive, or is one of a later version, is not touched.
+//! 4. A message is stored once, however often it is delivered: its key is the hub's name, the time
+//!    and the number of its intake. With the setting `id` it is also stored once if several hubs
+//!    took it in.
 //!
-//! A message that is delivered again (after a crash between commit and settling) is stored again:
-//! the hub delivers at least once, and two equal messages of a bus are still two.
-//!
-//! What it leaves to others: trying for as long as a full disk lasts (`retry = { attempts = 0 }`, a
-//! key of the hub; after its attempts a message is dropped); deleting what is old; queries by topic
-//! or time (`messages` is a plain table, and whoever queries it often adds the index that the query
-//! needs); and leaving the file alone while the hub runs: SQLite does not stand a database that is
-//! moved away under it.
+//! What it leaves to others: trying for as long as a full disk or a dead server lasts (`retry =
+//! { attempts = 0 }`, a key of the hub; after its attempts a message is set aside); deleting what is
+//! old; indices for queries by topic (`messages` is a plain table, and whoever queries it often adds
+//! the index that the query needs); and leaving the file alone while the hub runs: SQLite does not
+//! stand a database that is moved away under it.
 
+pub mod database;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod sqlite;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use metrics::histogram;
 use serde::Deserialize;
-use weir_consumer::{Consumer, Context, Kind, Message, Result};
+use weir_consumer::settings::duration;
+use weir_consumer::{Consumer, Context, Failure, Kind, Message, Result, Secret};
 
-use sqlite::{Sqlite, Synchronous};
+use database::{Database, Location, Synchronous, Tls, Url};
 
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
     url: Url,
+    password: Option<Secret>,
+    tls: Tls,
+    ca: Option<PathBuf>,
+    #[serde(deserialize_with = "duration")]
+    timeout: Duration,
+    synchronous: Synchronous,
     /// Messages in one transaction.
     batch_max: NonZeroUsize,
-    synchronous: Synchronous,
+    /// Where messages have an id of their own: a JSON pointer.
+    id: Option<String>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
+        let location = Location::default();
         Settings {
-            url: Url::Sqlite("archive.db".into()),
+            url: location.url,
+            password: location.password,
+            tls: location.tls,
+            ca: location.ca,
+            timeout: location.timeout,
+            synchronous: location.synchronous,
             batch_max: const { NonZeroUsize::new(1000).expect("1000 is not 0") },
-            synchronous: Synchronous::Normal,
+            id: None,
         }
     }
 }
 
-/// Where the database is; one variant for each kind of database.
-#[derive(Debug, PartialEq, Deserialize)]
-#[serde(try_from = "String")]
-enum Url {
-    Sqlite(PathBuf),
-}
-
-impl TryFrom<String> for Url {
-    type Error = String;
-
-    fn try_from(url: String) -> std::result::Result<Self, String> {
-        const SUPPORTED: &str = "supported is a file of SQLite, such as \"sqlite:archive.db\" or \
-                                 \"sqlite:/var/lib/weir/archive.db\"";
-        let problem = match url.split_once(':') {
-            None => format!("{url:?} has no scheme"),
-            Some(("sqlite", "")) => "the path is missing".into(),
-            Some(("sqlite", ":memory:")) => "an archive in memory would archive nothing".into(),
-            // Nobody means `//name` as a path from the root, or `?` as a part of the name.
-            Some(("sqlite", path)) if path.starts_with("//") && !path.starts_with("///") => {
-                format!("{url:?} names a host; SQLite knows none")
-            }
-            Some(("sqlite", path)) if path.contains('?') => {
-                format!("{url:?} has options after `?`; there are none")
-            }
-            Some(("sqlite", path)) => return Ok(Url::Sqlite(path.into())),
-            Some((scheme, _)) => format!("the scheme `{scheme}` is not supported"),
-        };
-        Err(format!("{problem}; {SUPPORTED}"))
-    }
-}
+/// A longer id is none: an index has its limits.
+const ID_MAX: usize = 1000;
 
 struct Archive {
-    path: PathBuf,
+    location: Location,
+    data_dir: PathBuf,
+    hub: String,
     batch_max: usize,
-    synchronous: Synchronous,
+    id: Option<String>,
     /// None before the first message and after an error.
-    connection: Option<Sqlite>,
+    database: Option<Database>,
 }
 
 /// The kind `archive`.
 pub fn kind() -> Kind {
     Kind::consumer("archive", build)
-        .summary("writes every message into an SQLite database")
+        .summary("writes every message into a database, of SQLite or PostgreSQL")
         .sample(include_str!("../sample.toml"))
 }
 
 fn build(settings: Settings, context: &Context) -> Result<Archive> {
-    let Url::Sqlite(path) = settings.url;
-    Ok(Archive {
-        path: context.data_dir().join(path),
-        batch_max: settings.batch_max.get(),
+    let location = Location {
+        url: settings.url,
+        password: settings.password,
+        tls: settings.tls,
+        ca: settings.ca,
         synchronous: settings.synchronous,
-        connection: None,
+        timeout: settings.timeout,
+    };
+    location.check()?;
+    if settings.id.as_ref().is_some_and(|id| !id.starts_with('/')) {
+        return Err(Failure::halt(
+            "`id` has to be a JSON pointer such as \"/msg_id\"",
+        ));
+    }
+    Ok(Archive {
+        location,
+        data_dir: context.data_dir().to_owned(),
+        hub: context.hub().to_owned(),
+        batch_max: settings.batch_max.get(),
+        id: settings.id,
+        database: None,
     })
+}
+
+impl Archive {
+    /// The id that a message has of its own: a text, or a number as it stands there.
+    fn id(&self, message: &Message) -> Option<String> {
+        let found = message.json().ok()?.pointer(self.id.as_deref()?)?;
+        let id = match found {
+            serde_json::Value::String(text) => text.clone(),
+            serde_json::Value::Number(number) => number.to_string(),
+            _ => return None,
+        };
+        // PostgreSQL knows no NUL in a text.
+        (!id.is_empty() && id.len() <= ID_MAX && !id.contains('\0')).then_some(id)
+    }
 }
 
 impl Consumer for Archive {
@@ -111,15 +132,21 @@ impl Consumer for Archive {
     }
 
     fn consume_batch(&mut self, batch: &[Message]) -> Result {
+        let ids: Vec<Option<String>> = batch.iter().map(|message| self.id(message)).collect();
         // Taken out, and put back only after all went well: an error discards the connection, which
         // undoes what it had not committed, and the next attempt connects as the first one did.
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => Sqlite::connect(&self.path, self.synchronous)?,
+        let mut database = match self.database.take() {
+            Some(database) => database,
+            None => self.location.connect(&self.data_dir)?,
         };
-        connection.insert(batch)?;
+        match &mut database {
+            Database::Sqlite(connection) => sqlite::insert(connection, &self.hub, batch, &ids)
+                .map_err(|error| sqlite::verdict(error, connection.path().unwrap_or_default()))?,
+            #[cfg(feature = "postgres")]
+            Database::Postgres(postgres) => postgres.insert(&self.hub, batch, &ids)?,
+        }
         histogram!("archive_batch_messages").record(batch.len() as f64);
-        self.connection = Some(connection);
+        self.database = Some(database);
         Ok(())
     }
 }
@@ -138,7 +165,12 @@ mod tests {
     /// An archive in `archive.db` of the directory, not connected yet.
     fn archive(data_dir: &Path) -> Harness<Archive> {
         let context = Context::new("archive", data_dir, Publisher::nowhere());
-        Harness::new(super::build(Settings::default(), &context).unwrap())
+        // Tests that lock the file on purpose don't want to wait.
+        let settings = Settings {
+            timeout: Duration::from_millis(1),
+            ..Settings::default()
+        };
+        Harness::new(super::build(settings, &context).unwrap())
     }
 
     /// A second connection to it.
@@ -172,7 +204,8 @@ mod tests {
                 "archive:2:15: synchronous: unknown value `fast`; known here: normal, full, off",
                 "archive:3:1: ulr: unknown key; did you mean `url`?",
                 "archive:4:7: url: the scheme `mysql` is not supported; supported is a file of \
-                 SQLite, such as \"sqlite:archive.db\" or \"sqlite:/var/lib/weir/archive.db\"",
+                 SQLite, such as \"sqlite:archive.db\" or \"sqlite:/var/lib/weir/archive.db\", and \
+                 a database of PostgreSQL, such as \"postgres://weir@db.example.org/weir\"",
             ]
         );
     }
@@ -270,7 +303,7 @@ mod tests {
         assert_eq!(archive.feed("second", ""), Err(Verdict::Retry));
         let failure = archive.last_failure().unwrap();
         assert!(failure.starts_with("database is locked"), "{failure}");
-        assert!(archive.consumer().connection.is_none());
+        assert!(archive.consumer().database.is_none());
         writer.execute_batch("COMMIT").unwrap();
         assert_eq!(archive.feed("second", ""), Ok(()));
         assert_eq!(topics(&writer), ["first", "second"]);
@@ -321,11 +354,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(archive(dir.path()).feed("a", ""), Ok(()));
         let newer = reader(dir.path());
-        newer.pragma_update(None, "user_version", 2).unwrap();
+        newer.pragma_update(None, "user_version", 3).unwrap();
         drop(newer);
         assert_eq!(
             refusal(dir.path()),
-            "FILE is an archive of version 2; this weir knows versions up to 1"
+            "FILE is an archive of version 3; this weir knows versions up to 2"
         );
     }
 

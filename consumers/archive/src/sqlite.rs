@@ -1,123 +1,111 @@
 //! A connection to an archive in SQLite: how the file is recognised, made and written.
 //!
 //! The file says what it is in the two numbers that SQLite keeps for its users: `application_id`
-//! is the bytes "weir", `user_version` the version of the schema. Version 1:
-//!
-//! | column      |                                                                        |
-//! |-------------|------------------------------------------------------------------------|
-//! | id          | grows in the order of intake                                           |
-//! | received_ns | when the hub took the message in, in nanoseconds since 1970            |
-//! | topic       |                                                                        |
-//! | payload     | TEXT when it is UTF-8, so that SQLite's JSON functions work; else BLOB |
+//! is the bytes "weir", `user_version` the version of the schema ([`database`](crate::database) has
+//! its columns). Version 1 knew neither seq nor hub nor message_id; it becomes version 2 in one
+//! transaction, when the archive is opened for writing.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::TransactionBehavior::Immediate;
 use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use serde::Deserialize;
 use weir_consumer::{Failure, Message, Result};
 
-const APPLICATION_ID: i32 = i32::from_be_bytes(*b"weir");
-const USER_VERSION: i32 = 1;
+use crate::database::{Synchronous, VERSION};
 
-// No index but the primary key. Measured with a million messages of 500 bytes on 200 topics, 1000
-// in a transaction, two runs: without one 262,000 and 405,000 messages a second; with one on
-// received_ns 252,000 and 300,000 (and 3 % more file); with one on (topic, received_ns) 55,000 and
-// 59,000 (and 11 % more file). The second would make catching up five times slower for all to speed
-// up the queries of some, who can create it themselves: an archive with indices added is still an
-// archive. The first is little needed: ids grow in the order of intake, so a time is found by
-// bisection over id, unless the clock went back.
+const APPLICATION_ID: i32 = i32::from_be_bytes(*b"weir");
+
+// No index but the two that keep a message from being stored twice. MEASURED
 const SCHEMA: &str = "
     CREATE TABLE messages (
         id INTEGER PRIMARY KEY,
         received_ns INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        hub TEXT NOT NULL,
         topic TEXT NOT NULL,
+        message_id TEXT,
         payload NOT NULL
     );
+    CREATE UNIQUE INDEX keys ON messages (received_ns, seq, hub);
+    CREATE UNIQUE INDEX message_ids ON messages (message_id) WHERE message_id IS NOT NULL;
 ";
 
-const INSERT: &str = "INSERT INTO messages (received_ns, topic, payload) VALUES (?1, ?2, ?3)";
+// What was stored twice stays so: its second time, too, may have been a message of its own.
+const FROM_1: &str = "
+    ALTER TABLE messages ADD COLUMN seq INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE messages ADD COLUMN hub TEXT NOT NULL DEFAULT '';
+    ALTER TABLE messages ADD COLUMN message_id TEXT;
+    UPDATE messages SET seq = id;
+    CREATE UNIQUE INDEX keys ON messages (received_ns, seq, hub);
+    CREATE UNIQUE INDEX message_ids ON messages (message_id) WHERE message_id IS NOT NULL;
+";
 
-/// How long to wait for another writer before the attempt fails; shorter than the hub's deadline
-/// for stopping. Tests that lock the file on purpose don't want to wait.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 5 });
+const INSERT: &str = "
+    INSERT INTO messages (received_ns, seq, hub, topic, message_id, payload)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING";
 
-/// When SQLite waits for the disk; see `sample.toml`.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Synchronous {
-    Normal,
-    Full,
-    Off,
+/// Opens the archive for writing, and makes it when there is no file or an empty one.
+pub(crate) fn connect(
+    path: &Path,
+    synchronous: Synchronous,
+    timeout: Duration,
+) -> Result<Connection> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(|error| {
+            Failure::retry(format!("can't make {}: {error}", directory.display()))
+        })?;
+    }
+    // Without SQLITE_OPEN_URI: a path is a path, whatever it begins with.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection =
+        Connection::open_with_flags(path, flags).map_err(|error| verdict(error, path))?;
+    connection.busy_timeout(timeout)?;
+    // Before anything else, because a change of the journal mode is a change of the file.
+    recognise_or_make(&mut connection, path)?;
+    // With a write-ahead log readers and the writer don't wait for one another.
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(Failure::halt(format!(
+            "{}: SQLite can't keep a write-ahead log here (journal mode {mode}); is this a \
+             network file system?",
+            path.display()
+        )));
+    }
+    let synchronous = match synchronous {
+        Synchronous::Normal => "normal",
+        Synchronous::Full => "full",
+        Synchronous::Off => "off",
+    };
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    Ok(connection)
 }
 
-/// An archive that was recognised, and that is open for writing.
-pub(crate) struct Sqlite {
-    path: PathBuf,
-    connection: Connection,
-}
-
-impl Sqlite {
-    /// Opens the archive, and makes it when there is no file or an empty one.
-    pub(crate) fn connect(path: &Path, synchronous: Synchronous) -> Result<Self> {
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(|error| {
-                Failure::retry(format!("can't make {}: {error}", directory.display()))
-            })?;
-        }
-        // Without SQLITE_OPEN_URI: a path is a path, whatever it begins with.
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_CREATE
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut connection =
-            Connection::open_with_flags(path, flags).map_err(|error| verdict(error, path))?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        // Before anything else, because a change of the journal mode is a change of the file.
-        recognise_or_make(&mut connection, path)?;
-        // With a write-ahead log readers and the writer don't wait for one another.
-        let mode: String =
-            connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
-        if mode != "wal" {
-            return Err(Failure::halt(format!(
-                "{}: SQLite can't keep a write-ahead log here (journal mode {mode}); is this a \
-                 network file system?",
-                path.display()
-            )));
-        }
-        let synchronous = match synchronous {
-            Synchronous::Normal => "normal",
-            Synchronous::Full => "full",
-            Synchronous::Off => "off",
-        };
-        connection.pragma_update(None, "synchronous", synchronous)?;
-        Ok(Sqlite {
-            path: path.to_owned(),
-            connection,
-        })
+/// Writes those of these messages that are not there yet, or none when it fails.
+pub(crate) fn insert(
+    connection: &mut Connection,
+    hub: &str,
+    batch: &[Message],
+    ids: &[Option<String>],
+) -> rusqlite::Result<()> {
+    // Immediate: the write lock is waited for at the start, when nothing was done yet. Dropped
+    // before its commit, on an error, the transaction is undone.
+    let transaction = connection.transaction_with_behavior(Immediate)?;
+    let mut insert = transaction.prepare_cached(INSERT)?;
+    for (message, id) in batch.iter().zip(ids) {
+        // SQLite's integers are signed; these end in the year 2262.
+        let integer = |number| i64::try_from(number).unwrap_or(i64::MAX);
+        let (received_ns, seq) = (integer(message.received_ns()), integer(message.seq()));
+        let (topic, payload) = (message.topic(), payload(message));
+        insert.execute((received_ns, seq, hub, topic, id, payload))?;
     }
-
-    /// Writes all of these messages, or none when it fails.
-    pub(crate) fn insert(&mut self, batch: &[Message]) -> Result {
-        self.try_insert(batch)
-            .map_err(|error| verdict(error, &self.path))
-    }
-
-    fn try_insert(&mut self, batch: &[Message]) -> rusqlite::Result<()> {
-        // Immediate: the write lock is waited for at the start, when nothing was done yet. Dropped
-        // before its commit, on an error, the transaction is undone.
-        let transaction = (self.connection).transaction_with_behavior(Immediate)?;
-        let mut insert = transaction.prepare_cached(INSERT)?;
-        for message in batch {
-            // SQLite's integers are signed; theirs end in the year 2262.
-            let received_ns = i64::try_from(message.received_ns()).unwrap_or(i64::MAX);
-            insert.execute((received_ns, message.topic(), payload(message)))?;
-        }
-        drop(insert);
-        transaction.commit()
-    }
+    drop(insert);
+    transaction.commit()
 }
 
 /// Makes sure that the file is an archive of this version; an empty file becomes one.
@@ -131,14 +119,19 @@ fn recognise_or_make(connection: &mut Connection, path: &Path) -> Result {
     let tables = number("SELECT count(*) FROM sqlite_schema")?;
     let path = path.display();
     match (application_id, user_version, tables) {
-        (APPLICATION_ID, USER_VERSION, _) => Ok(()),
+        (APPLICATION_ID, VERSION, _) => Ok(()),
+        (APPLICATION_ID, 1, _) => {
+            transaction.execute_batch(FROM_1)?;
+            transaction.pragma_update(None, "user_version", VERSION)?;
+            Ok(transaction.commit()?)
+        }
         (APPLICATION_ID, newer, _) => Err(Failure::halt(format!(
-            "{path} is an archive of version {newer}; this weir knows versions up to {USER_VERSION}"
+            "{path} is an archive of version {newer}; this weir knows versions up to {VERSION}"
         ))),
         (0, 0, 0) => {
             transaction.execute_batch(SCHEMA)?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-            transaction.pragma_update(None, "user_version", USER_VERSION)?;
+            transaction.pragma_update(None, "user_version", VERSION)?;
             Ok(transaction.commit()?)
         }
         _ => Err(Failure::halt(format!(
@@ -150,11 +143,12 @@ fn recognise_or_make(connection: &mut Connection, path: &Path) -> Result {
 /// A file that is no database, or a spoilt one, will be that for the next message too: the consumer
 /// stops, and its messages stay unsettled. All else (the disk is full, another writer holds
 /// the lock, the directory can't be written) can pass, and is tried again.
-fn verdict(error: rusqlite::Error, path: &Path) -> Failure {
+pub(crate) fn verdict(error: rusqlite::Error, path: impl AsRef<Path>) -> Failure {
     match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-            Failure::halt(format!("{}: {error}; choose another file", path.display()))
-        }
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Failure::halt(format!(
+            "{}: {error}; choose another file",
+            path.as_ref().display()
+        )),
         _ => error.into(),
     }
 }
@@ -178,18 +172,26 @@ mod tests {
 
     use super::*;
 
-    fn connect(directory: &Path) -> Sqlite {
-        Sqlite::connect(&directory.join("archive.db"), Synchronous::Normal).unwrap()
+    fn connect(directory: &Path) -> Connection {
+        let path = directory.join("archive.db");
+        super::connect(&path, Synchronous::Normal, Duration::from_millis(1)).unwrap()
     }
 
-    fn message(payload: &'static str) -> Message {
-        Message::new("org.example".into(), payload.into(), SystemTime::now(), 1)
+    /// So many messages, of different numbers.
+    fn messages(count: u64) -> Vec<Message> {
+        let now = SystemTime::now();
+        (0..count)
+            .map(|seq| Message::new("org.example".into(), "some text".into(), now, seq))
+            .collect()
     }
 
-    fn count(sqlite: &Sqlite) -> u32 {
+    fn insert(connection: &mut Connection, batch: &[Message]) -> rusqlite::Result<()> {
+        super::insert(connection, "weir", batch, &vec![None; batch.len()])
+    }
+
+    fn count(connection: &Connection) -> u32 {
         let count = "SELECT count(*) FROM messages";
-        let count = sqlite.connection.query_row(count, (), |row| row.get(0));
-        count.unwrap()
+        connection.query_row(count, (), |row| row.get(0)).unwrap()
     }
 
     #[test]
@@ -202,8 +204,8 @@ mod tests {
             seen.fetch_add(1, Ordering::Relaxed);
             false // false: go on with the commit
         };
-        sqlite.connection.commit_hook(Some(hook)).unwrap();
-        sqlite.insert(&vec![message("x"); 1000]).unwrap();
+        sqlite.commit_hook(Some(hook)).unwrap();
+        insert(&mut sqlite, &messages(1000)).unwrap();
         assert_eq!(commits.load(Ordering::Relaxed), 1);
         assert_eq!(count(&sqlite), 1000);
     }
@@ -212,8 +214,8 @@ mod tests {
     fn a_commit_that_fails_is_undone() {
         let dir = tempfile::tempdir().unwrap();
         let mut sqlite = connect(dir.path());
-        sqlite.connection.commit_hook(Some(|| true)).unwrap();
-        assert!(sqlite.insert(&[message("x")]).is_err());
+        sqlite.commit_hook(Some(|| true)).unwrap();
+        assert!(insert(&mut sqlite, &messages(1)).is_err());
         assert_eq!(count(&connect(dir.path())), 0);
     }
 
@@ -222,12 +224,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut sqlite = connect(dir.path());
         // SQLite's own limit ends in the same error as the disk's.
-        (sqlite.connection)
-            .pragma_update_and_check(None, "max_page_count", 4, |_| Ok(()))
+        sqlite
+            .pragma_update_and_check(None, "max_page_count", 8, |_| Ok(()))
             .unwrap();
-        let failure = sqlite
-            .insert(&vec![message("some text"); 1000])
-            .unwrap_err();
+        let error = insert(&mut sqlite, &messages(1000)).unwrap_err();
+        let failure = verdict(error, "archive.db");
         assert_eq!(failure.verdict(), Verdict::Retry);
         assert!(
             failure.to_string().starts_with("database or disk is full"),
@@ -254,9 +255,10 @@ mod tests {
             (Synchronous::Normal, 1),
             (Synchronous::Full, 2),
         ] {
-            let sqlite = Sqlite::connect(&dir.path().join("archive.db"), setting).unwrap();
+            let path = dir.path().join("archive.db");
+            let sqlite = super::connect(&path, setting, Duration::from_secs(1)).unwrap();
             let synchronous = "PRAGMA synchronous";
-            let found = (sqlite.connection).query_row(synchronous, (), |row| row.get::<_, i32>(0));
+            let found = sqlite.query_row(synchronous, (), |row| row.get::<_, i32>(0));
             assert_eq!(found, Ok(number));
         }
     }
