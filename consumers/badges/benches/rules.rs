@@ -21,7 +21,11 @@ fn rules() -> Rules {
             _ => format!("org.example.app{:02}.event", number % 98),
         };
         // One of five holds on a topic, and one of the ten.
-        let state = if number < 98 || number == 490 { "done" } else { "failed" };
+        let state = if number < 98 || number == 490 {
+            "done"
+        } else {
+            "failed"
+        };
         toml += &format!(
             "[[rule]]\nid = 'rule-{number}'\nname = 'Badge {number}'\ntopics = ['{topic}']\n\
              when = [{{ at = '/msg/build/state', is = '{state}' }}, \

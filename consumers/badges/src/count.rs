@@ -116,10 +116,13 @@ impl<'h> Wanted<'h> {
             let rule = hit.found.rule;
             wanted.keys.push((&rule.id, &hit.message));
             for recipient in &hit.found.recipients {
-                wanted.numbers.entry((&rule.id, recipient)).or_insert_with(|| {
-                    wanted.pairs.push(Pair { rule, recipient });
-                    wanted.pairs.len() - 1
-                });
+                wanted
+                    .numbers
+                    .entry((&rule.id, recipient))
+                    .or_insert_with(|| {
+                        wanted.pairs.push(Pair { rule, recipient });
+                        wanted.pairs.len() - 1
+                    });
             }
         }
         wanted

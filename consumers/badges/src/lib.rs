@@ -288,7 +288,10 @@ mod tests {
 
     #[test]
     fn the_rule_of_the_sample_is_one() {
-        let (_, rule) = kind().sample_text().split_once("# [[consumers.badges.").unwrap();
+        let (_, rule) = kind()
+            .sample_text()
+            .split_once("# [[consumers.badges.")
+            .unwrap();
         let toml = format!("[[{}", rule.replace("\n# ", "\n"));
         let dir = tempfile::tempdir().unwrap();
         assert!(testkit::build(&kind(), &toml, dir.path()).is_ok());
@@ -296,7 +299,9 @@ mod tests {
 
     #[test]
     fn all_mistakes_are_told_at_once() {
-        let toml = format!("award_topic = ''\nbatch_max = 0\nruels = []\n[archive]\nurl = 'a'\n{SLOW}count = 0");
+        let toml = format!(
+            "award_topic = ''\nbatch_max = 0\nruels = []\n[archive]\nurl = 'a'\n{SLOW}count = 0"
+        );
         let mistakes = testkit::build(&kind(), &toml, Path::new("")).err().unwrap();
         let texts: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
         assert_eq!(
@@ -310,8 +315,14 @@ mod tests {
             ]
         );
         let more = texts[3..].join("\n");
-        assert!(more.contains("badges:1:15: award_topic: an award needs a topic"), "{more}");
-        assert!(more.contains("rule.0.count: expected a whole number"), "{more}");
+        assert!(
+            more.contains("badges:1:15: award_topic: an award needs a topic"),
+            "{more}"
+        );
+        assert!(
+            more.contains("rule.0.count: expected a whole number"),
+            "{more}"
+        );
     }
 
     #[test]
@@ -364,7 +375,8 @@ mod tests {
                 "timestamp": null,
             })
         );
-        let key = "SELECT message LIKE 'fedora/%/2' AND published_ns > awarded_ns FROM badge_awards";
+        let key =
+            "SELECT message LIKE 'fedora/%/2' AND published_ns > awarded_ns FROM badge_awards";
         assert_eq!(number(dir.path(), key), 1);
     }
 
@@ -408,7 +420,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut badges = badges(&format!("{SLOW}count = 2\nwithin = '1h'"), dir.path());
         for _ in 0..5 {
-            assert_eq!(badges.feed("org.example.db.query", r#"{"user": "ann"}"#), Ok(()));
+            assert_eq!(
+                badges.feed("org.example.db.query", r#"{"user": "ann"}"#),
+                Ok(())
+            );
         }
         assert_eq!(number(dir.path(), "SELECT count(*) FROM badge_awards"), 1);
         assert_eq!(number(dir.path(), "SELECT count(*) FROM badge_events"), 0);
@@ -431,8 +446,14 @@ mod tests {
         }
         assert_eq!(number(dir.path(), "SELECT count(*) FROM badge_awards"), 4);
         // Without an id it is known by the hub that took it in.
-        assert_eq!(one.feed("org.example.db.query", r#"{"user": "ann"}"#), Ok(()));
-        assert_eq!(other.feed("org.example.db.query", r#"{"user": "ann"}"#), Ok(()));
+        assert_eq!(
+            one.feed("org.example.db.query", r#"{"user": "ann"}"#),
+            Ok(())
+        );
+        assert_eq!(
+            other.feed("org.example.db.query", r#"{"user": "ann"}"#),
+            Ok(())
+        );
         assert_eq!(number(dir.path(), "SELECT count(*) FROM badge_awards"), 6);
     }
 
@@ -446,7 +467,10 @@ mod tests {
         assert_eq!(badges.feed("org.example.db.query", slow), Ok(()));
         let writer = reader(dir.path());
         writer.execute_batch("BEGIN IMMEDIATE").unwrap();
-        assert_eq!(badges.feed("org.example.db.query", bob), Err(Verdict::Retry));
+        assert_eq!(
+            badges.feed("org.example.db.query", bob),
+            Err(Verdict::Retry)
+        );
         assert!(badges.consumer().store.is_none());
         writer.execute_batch("COMMIT").unwrap();
         assert_eq!(badges.feed("org.example.db.query", bob), Ok(()));
@@ -457,11 +481,17 @@ mod tests {
     fn badges_of_a_later_version_are_not_touched() {
         let dir = tempfile::tempdir().unwrap();
         let slow = r#"{"user": "ann"}"#;
-        assert_eq!(badges(SLOW, dir.path()).feed("org.example.db.query", slow), Ok(()));
+        assert_eq!(
+            badges(SLOW, dir.path()).feed("org.example.db.query", slow),
+            Ok(())
+        );
         let later = "UPDATE badge_schema SET version = 2";
         reader(dir.path()).execute(later, ()).unwrap();
         let mut badges = badges(SLOW, dir.path());
-        assert_eq!(badges.feed("org.example.db.query", slow), Err(Verdict::Halt));
+        assert_eq!(
+            badges.feed("org.example.db.query", slow),
+            Err(Verdict::Halt)
+        );
         let told = badges.last_failure().unwrap();
         assert!(told.contains("are of version 2"), "{told}");
     }
@@ -486,7 +516,9 @@ mod tests {
         badges.expire().unwrap();
         assert_eq!(events(), 1);
         for tick in 0..EXPIRE_TICKS {
-            badges.tick().unwrap_or_else(|failure| panic!("{tick}: {failure}"));
+            badges
+                .tick()
+                .unwrap_or_else(|failure| panic!("{tick}: {failure}"));
         }
         assert_eq!(events(), 1);
         assert_eq!(badges.oldest_ns, None);

@@ -144,7 +144,9 @@ impl Rule {
         ];
         for (key, _) in kept.into_iter().filter(|(_, given)| *given) {
             if self.count == 1 {
-                let text = format!("says nothing where one message is enough; give `count` or remove `{key}`");
+                let text = format!(
+                    "says nothing where one message is enough; give `count` or remove `{key}`"
+                );
                 wrong(key, text);
             }
             if self.count > KEPT_MAX {
@@ -155,8 +157,8 @@ impl Rule {
         if self.within == Some(Duration::ZERO) {
             wrong("within", "expected a period such as \"7d\"".into());
         }
-        let hears_awards = (self.topics.iter())
-            .any(|topic| award_topic.starts_with(&topic.replace('*', "")));
+        let hears_awards =
+            (self.topics.iter()).any(|topic| award_topic.starts_with(&topic.replace('*', "")));
         if hears_awards && !self.once {
             let text = format!(
                 "match the topic of awards, {award_topic:?}, so that the rule could award for its \
@@ -354,7 +356,11 @@ impl Reading<'_> {
                 let nonsense = rule.nonsense(self.award_topic).into_iter();
                 let read = |key: &str| mistakes.iter().all(|m| !m.path.starts_with(key));
                 let nonsense: Vec<_> = nonsense.filter(|(key, _)| read(key)).collect();
-                mistakes.extend(nonsense.into_iter().map(|(key, t)| written.mistake_at(key, t)));
+                mistakes.extend(
+                    nonsense
+                        .into_iter()
+                        .map(|(key, t)| written.mistake_at(key, t)),
+                );
             }
             if let Some(id) = written.get("id").and_then(Settings::as_str) {
                 match self.ids.entry(id.to_owned()) {
@@ -396,14 +402,14 @@ mod tests {
     }
 
     fn rule(toml: &str) -> Rule {
-        let toml = format!(
-            "[[rule]]\nid = 'r'\nname = 'R'\ntopics = ['']\nrecipient = '/user'\n{toml}"
-        );
+        let toml =
+            format!("[[rule]]\nid = 'r'\nname = 'R'\ntopics = ['']\nrecipient = '/user'\n{toml}");
         read(&toml, Path::new("")).unwrap().all()[0].clone()
     }
 
     fn who(rule: &Rule, json: Value) -> Vec<String> {
-        rule.matches(&json).map_or(Vec::new(), |found| found.recipients)
+        rule.matches(&json)
+            .map_or(Vec::new(), |found| found.recipients)
     }
 
     #[test]
@@ -495,7 +501,11 @@ mod tests {
         assert_eq!(who(&rule, json!({"user": 7})), ["7"]);
         let list = json!({"user": ["bob", "ann", "bob", null, "", {"name": "eve"}, "a\0b"]});
         assert_eq!(who(&rule, list), ["ann", "bob"]);
-        let nobody = [json!({}), json!({"user": null}), json!({"user": "x".repeat(201)})];
+        let nobody = [
+            json!({}),
+            json!({"user": null}),
+            json!({"user": "x".repeat(201)}),
+        ];
         for json in nobody {
             assert!(rule.matches(&json).is_none(), "{json}");
         }

@@ -11,14 +11,15 @@ use super::{PORTION, Portion, Publish, VERSION};
 use crate::award::Award;
 use crate::count::{Changes, Hit, Known, Pair, Standing, Wanted};
 
-const SCHEMA: &str = "
+// As in the archive, texts are compared byte by byte.
+const SCHEMA: &str = r#"
     CREATE TABLE badge_schema (version bigint NOT NULL);
     CREATE TABLE badge_awards (
-        rule text NOT NULL,
-        recipient text NOT NULL,
+        rule text COLLATE "C" NOT NULL,
+        recipient text COLLATE "C" NOT NULL,
         number bigint NOT NULL,
         awarded_ns bigint NOT NULL,
-        message text NOT NULL,
+        message text COLLATE "C" NOT NULL,
         id text NOT NULL,
         topic text NOT NULL,
         body text NOT NULL,
@@ -27,25 +28,25 @@ const SCHEMA: &str = "
     );
     CREATE INDEX badge_unpublished ON badge_awards (awarded_ns) WHERE published_ns IS NULL;
     CREATE TABLE badge_counts (
-        rule text NOT NULL,
-        recipient text NOT NULL,
+        rule text COLLATE "C" NOT NULL,
+        recipient text COLLATE "C" NOT NULL,
         count bigint NOT NULL,
         PRIMARY KEY (rule, recipient)
     );
     CREATE TABLE badge_events (
-        rule text NOT NULL,
-        recipient text NOT NULL,
-        value text NOT NULL,
+        rule text COLLATE "C" NOT NULL,
+        recipient text COLLATE "C" NOT NULL,
+        value text COLLATE "C" NOT NULL,
         at_ns bigint NOT NULL,
         PRIMARY KEY (rule, recipient, value)
     );
     CREATE TABLE badge_counted (
-        rule text NOT NULL,
-        message text NOT NULL,
+        rule text COLLATE "C" NOT NULL,
+        message text COLLATE "C" NOT NULL,
         received_ns bigint NOT NULL,
         PRIMARY KEY (rule, message)
     );
-";
+"#;
 
 /// What a transaction begins with: nobody else has this lock until its end.
 const LOCK: &str = "LOCK TABLE badge_schema IN SHARE ROW EXCLUSIVE MODE";
@@ -247,11 +248,7 @@ async fn unpublished(transaction: &Transaction<'_>) -> Answer<Vec<Award>> {
     Ok(awards.collect())
 }
 
-async fn mark_published(
-    transaction: &Transaction<'_>,
-    awards: &[Award],
-    at_ns: i64,
-) -> Answer<()> {
+async fn mark_published(transaction: &Transaction<'_>, awards: &[Award], at_ns: i64) -> Answer<()> {
     let rules: Vec<&str> = awards.iter().map(|award| &*award.rule).collect();
     let recipients: Vec<&str> = awards.iter().map(|award| &*award.recipient).collect();
     let numbers: Vec<i64> = awards.iter().map(|award| award.number).collect();

@@ -106,8 +106,8 @@ pub(super) fn expire(connection: &mut Connection, horizons: &[(&str, i64)]) -> R
 }
 
 fn counted(transaction: &Transaction<'_>, keys: &[(&str, &str)]) -> Result<Vec<bool>> {
-    let mut counted =
-        transaction.prepare_cached("SELECT 1 FROM badge_counted WHERE rule = ?1 AND message = ?2")?;
+    let mut counted = transaction
+        .prepare_cached("SELECT 1 FROM badge_counted WHERE rule = ?1 AND message = ?2")?;
     let counted = keys.iter().map(|key| counted.exists(*key));
     Ok(counted.collect::<rusqlite::Result<_>>()?)
 }
@@ -146,8 +146,8 @@ fn save(transaction: &Transaction<'_>, changes: &Changes<'_>) -> Result {
         insert.execute(*row)?;
     }
     let mut write = transaction.prepare_cached("REPLACE INTO badge_counts VALUES (?1, ?2, ?3)")?;
-    let mut remove =
-        transaction.prepare_cached("DELETE FROM badge_counts WHERE rule = ?1 AND recipient = ?2")?;
+    let mut remove = transaction
+        .prepare_cached("DELETE FROM badge_counts WHERE rule = ?1 AND recipient = ?2")?;
     for (pair, count) in &changes.counts {
         match count {
             0 => remove.execute((&pair.rule.id, pair.recipient))?,
@@ -160,13 +160,13 @@ fn save(transaction: &Transaction<'_>, changes: &Changes<'_>) -> Result {
     for (pair, value) in &changes.events_gone {
         remove.execute((&pair.rule.id, pair.recipient, value))?;
     }
-    let mut write = transaction.prepare_cached("REPLACE INTO badge_events VALUES (?1, ?2, ?3, ?4)")?;
+    let mut write =
+        transaction.prepare_cached("REPLACE INTO badge_events VALUES (?1, ?2, ?3, ?4)")?;
     for (pair, value, at_ns) in &changes.events {
         write.execute((&pair.rule.id, pair.recipient, value, at_ns))?;
     }
-    let mut insert = transaction.prepare_cached(
-        "INSERT INTO badge_awards VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL)",
-    )?;
+    let mut insert = transaction
+        .prepare_cached("INSERT INTO badge_awards VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL)")?;
     for award in &changes.awards {
         insert.execute((
             &award.rule,
