@@ -38,6 +38,7 @@ impl Registry {
         }
         registry
             .with(weir_archive::kind())
+            .with(weir_badges::kind())
             .with(weir_heartbeat::kind())
     }
 

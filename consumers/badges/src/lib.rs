@@ -282,19 +282,28 @@ mod tests {
 
     #[test]
     fn the_sample_shows_the_defaults() {
-        let sample: Settings = sample_settings(&kind()).parse().unwrap();
-        assert_eq!(sample, Settings::default());
+        let (rule, section) = sample_settings(&kind()).split(&["rule"]);
+        assert_eq!(section.parse::<Settings>().unwrap(), Settings::default());
+
+        let needed = "[[rule]]\nid = 'slow-query'\nname = 'Patience'\n\
+                      topics = ['org.example.db.query']\nrecipient = '/msg/user'";
+        let needed = Tree::from_toml(needed, "needed").unwrap();
+        let read = |section: &Tree| Rules::read(section, Path::new(""), "").unwrap();
+        assert_eq!(read(&rule).all(), read(&needed).all());
     }
 
     #[test]
-    fn the_rule_of_the_sample_is_one() {
-        let (_, rule) = kind()
-            .sample_text()
-            .split_once("# [[consumers.badges.")
-            .unwrap();
-        let toml = format!("[[{}", rule.replace("\n# ", "\n"));
-        let dir = tempfile::tempdir().unwrap();
-        assert!(testkit::build(&kind(), &toml, dir.path()).is_ok());
+    fn the_rules_of_the_page_are_rules() {
+        let page = include_str!("../../../docs/kinds/badges.md");
+        let blocks = page.split("```toml\n").skip(1);
+        let blocks = blocks.filter_map(|block| block.split("```").next());
+        let mut read = 0;
+        for rules in blocks.filter(|block| block.starts_with("[[rule]]")) {
+            let section = Tree::from_toml(rules, "badges.md").unwrap();
+            let rules = Rules::read(&section, Path::new(""), "org.example.badges.award");
+            read += rules.unwrap().all().len();
+        }
+        assert_eq!(read, 2);
     }
 
     #[test]
