@@ -4,6 +4,7 @@
 //! is wrong, and nothing was started; 128 + n a second signal n ended the hub at once. `weir check`
 //! has those of a monitoring plugin instead.
 
+mod archive;
 mod ask;
 mod check;
 mod collectd;
@@ -78,6 +79,8 @@ enum Command {
     Drain(steer::Drain),
     #[command(name = "log-level")]
     SetLogLevel(steer::SetLogLevel),
+    #[command(subcommand)]
+    Archive(archive::Command),
     #[command(subcommand)]
     Dead(dead::Command),
     #[command(subcommand)]
@@ -186,6 +189,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Forecast(forecast) => forecast.run(&registry),
         Command::Why(why) => why.run(&registry),
         Command::Top(top) => top.run(&registry),
+        Command::Archive(archive) => archive.run(&registry),
         Command::Dead(dead) => dead.run(&registry),
         Command::Journal(journal) => journal.run(&registry),
         Command::Pause(pause) => pause.run(&registry),

@@ -11,6 +11,8 @@
 //! 5. *Nothing foreign is touched.* A file of something else, of a newer weir, or a damaged one is
 //!    refused with what to do about it, and not changed.
 //! 6. *Exact.* Topic and payload come back byte for byte.
+//! 7. *Fed is not lost.* What is fed from an archive displaces no letter: it is refused while there
+//!    is no room or too much waits.
 //!
 //! It leaves to others: when a message is one for here, and what a chain of causes is
 //! ([`runner`](crate::runner)); to look at the clock for [`DeadLetters::expire`], and to have only
@@ -89,7 +91,12 @@ const COLUMNS: &str = "id, consumer, topic, seq, received_ns, reason, attempts, 
 const INSERT: &str = "
     INSERT INTO letters (consumer, topic, seq, received_ns, reason, attempts, first_failed_ns,
         last_failed_ns, set_aside_ns, requeued, bytes, causes, payload)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, FALSE, ?10, ?11, ?12)";
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+
+/// The reason of a letter that was fed from an archive and has not failed.
+pub const REPLAY: &str = "replay";
+/// What waits of the messages that a consumer was fed takes at most this part of `keep.bytes`.
+const FED_PART: u64 = 4;
 
 /// Letters that one transaction deletes or marks, so that a large purge neither fills the
 /// write-ahead log nor holds up a consumer whose message is to be set aside.
@@ -236,7 +243,7 @@ pub struct Letter {
     pub seq: u64,
     /// When the hub took it in.
     pub received_ns: u64,
-    /// Why it is here: `attempts`, `dead_letter` or `crash`.
+    /// Why it is here: `attempts`, `dead_letter`, `crash` or `replay`.
     pub reason: String,
     /// What its failures said, each different text once, in order of first appearance.
     pub causes: Vec<Cause>,
@@ -375,7 +382,7 @@ pub struct Glance {
     pub seq: u64,
     /// Its topic.
     pub topic: String,
-    /// Why it is here: `attempts`, `dead_letter` or `crash`.
+    /// Why it is here: `attempts`, `dead_letter`, `crash` or `replay`.
     pub reason: String,
     /// How often it was delivered.
     pub attempts: u32,
@@ -431,6 +438,31 @@ pub struct Summary {
     pub oldest_ns: u64,
     /// How many of them are to be delivered again.
     pub requeued: u64,
+    /// The bytes that those take.
+    pub requeued_bytes: u64,
+}
+
+impl Summary {
+    /// A letter of so many bytes is to be delivered again.
+    fn mark(&mut self, bytes: u64) {
+        self.requeued += 1;
+        self.requeued_bytes += bytes;
+    }
+
+    /// It is no more.
+    fn unmark(&mut self, bytes: u64) {
+        self.requeued = self.requeued.saturating_sub(1);
+        self.requeued_bytes = self.requeued_bytes.saturating_sub(bytes);
+    }
+}
+
+/// What came of messages that were to be fed to a consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fed {
+    /// Whether they were taken: all of them, or none while too much waits.
+    pub taken: bool,
+    /// How many letters of the consumer wait to be delivered again.
+    pub waiting: u64,
 }
 
 /// All that is known without asking the file.
@@ -445,7 +477,8 @@ impl Figures {
     fn read(connection: &Connection) -> rusqlite::Result<Self> {
         let mut query = connection.prepare(
             "SELECT consumer, count(*) AS letters, sum(bytes) AS bytes,
-                 min(set_aside_ns) AS oldest_ns, sum(requeued) AS requeued
+                 min(set_aside_ns) AS oldest_ns, sum(requeued) AS requeued,
+                 sum(bytes * requeued) AS requeued_bytes
              FROM letters GROUP BY consumer",
         )?;
         let consumers = query.query_map((), |row| {
@@ -454,6 +487,7 @@ impl Figures {
                 bytes: number(row, "bytes")?,
                 oldest_ns: number(row, "oldest_ns")?,
                 requeued: number(row, "requeued")?,
+                requeued_bytes: number(row, "requeued_bytes")?,
             };
             Ok((row.get("consumer")?, summary))
         })?;
@@ -499,7 +533,9 @@ impl Figures {
             if let Some(summary) = self.consumers.get_mut(&consumer) {
                 summary.letters = summary.letters.saturating_sub(1);
                 summary.bytes = summary.bytes.saturating_sub(number(row, "bytes")?);
-                summary.requeued = summary.requeued.saturating_sub(number(row, "requeued")?);
+                if row.get("requeued")? {
+                    summary.unmark(number(row, "bytes")?);
+                }
             }
             touched.insert(consumer);
             count += 1;
@@ -540,6 +576,40 @@ impl Figures {
         self.expired += deleted;
         Ok(deleted)
     }
+}
+
+/// What a letter takes.
+fn bytes_of(letter: &New<'_>, causes: &str) -> u64 {
+    let message = letter.message;
+    let texts = [letter.consumer, letter.reason, message.topic(), causes];
+    let texts: usize = texts.into_iter().map(str::len).sum();
+    (texts + message.payload().len()) as u64 + OVERHEAD
+}
+
+fn insert(
+    transaction: &Transaction<'_>,
+    letter: &New<'_>,
+    causes: &str,
+    set_aside_ns: u64,
+    requeued: bool,
+) -> rusqlite::Result<()> {
+    let message = letter.message;
+    transaction.prepare_cached(INSERT)?.execute(params![
+        letter.consumer,
+        message.topic(),
+        integer(message.seq()),
+        integer(message.received_ns()),
+        letter.reason,
+        letter.attempts,
+        integer(letter.first_failed_ns),
+        integer(letter.last_failed_ns),
+        integer(set_aside_ns),
+        requeued,
+        integer(bytes_of(letter, causes)),
+        causes,
+        &message.payload()[..],
+    ])?;
+    Ok(())
 }
 
 /// No letter: ids begin at 1.
@@ -681,30 +751,70 @@ impl DeadLetters {
     }
 
     fn set_aside_at(&self, letter: &New<'_>, set_aside_ns: u64) -> Result<i64, String> {
-        let message = letter.message;
         let causes = chain(letter.causes);
-        let texts = [letter.consumer, letter.reason, message.topic(), &causes];
-        let texts: usize = texts.into_iter().map(str::len).sum();
-        let bytes = (texts + message.payload().len()) as u64 + OVERHEAD;
+        let bytes = bytes_of(letter, &causes);
         self.change(|transaction, figures| {
             // First, because what is deleted is room in the file for what comes.
             figures.make_room(transaction, self.keep_bytes(), bytes, NONE, u64::MAX)?;
-            transaction.prepare_cached(INSERT)?.execute(params![
-                letter.consumer,
-                message.topic(),
-                integer(message.seq()),
-                integer(message.received_ns()),
-                letter.reason,
-                letter.attempts,
-                integer(letter.first_failed_ns),
-                integer(letter.last_failed_ns),
-                integer(set_aside_ns),
-                integer(bytes),
-                causes,
-                &message.payload()[..],
-            ])?;
+            insert(transaction, letter, &causes, set_aside_ns, false)?;
             figures.add(letter.consumer, bytes, set_aside_ns);
             Ok(transaction.last_insert_rowid())
+        })
+    }
+
+    /// Takes messages that are to be delivered to a consumer once more, all of them or none.
+    ///
+    /// None while so much waits for that consumer that more could displace other letters: it can be
+    /// tried again when some of that has been delivered.
+    ///
+    /// # Errors
+    /// Why they could not be written, or that there will be no room for them.
+    pub fn feed(&self, consumer: &str, messages: &[Message]) -> Result<Fed, String> {
+        let now = now_ns();
+        let letters = messages.iter().map(|message| New {
+            consumer,
+            message,
+            reason: REPLAY,
+            causes: &[],
+            attempts: 0,
+            first_failed_ns: now,
+            last_failed_ns: now,
+        });
+        let causes = chain(&[]);
+        let bytes: u64 = (letters.clone())
+            .map(|letter| bytes_of(&letter, &causes))
+            .sum();
+        let keep = self.keep_bytes();
+        let fed = self.change(|transaction, figures| {
+            let known = figures.consumers.get(consumer).copied().unwrap_or_default();
+            let waiting = known.requeued;
+            let full = figures.bytes() + bytes > keep;
+            if waiting > 0 && (full || known.requeued_bytes + bytes > keep / FED_PART) {
+                let taken = false;
+                return Ok(Some(Fed { taken, waiting }));
+            }
+            if full {
+                return Ok(None);
+            }
+            for letter in letters {
+                insert(transaction, &letter, &causes, now, true)?;
+                let bytes = bytes_of(&letter, &causes);
+                figures.add(consumer, bytes, now);
+                if let Some(summary) = figures.consumers.get_mut(consumer) {
+                    summary.mark(bytes);
+                }
+            }
+            Ok(Some(Fed {
+                taken: true,
+                waiting: waiting + messages.len() as u64,
+            }))
+        })?;
+        fed.ok_or_else(|| {
+            format!(
+                "{}: there is no room for {bytes} bytes more beside the dead letters; purge some, \
+                 or set dead_letters.keep.bytes higher than {keep}",
+                self.path.display()
+            )
         })
     }
 
@@ -798,7 +908,7 @@ impl DeadLetters {
             "UPDATE letters SET requeued = TRUE WHERE id IN (
                  SELECT id FROM letters WHERE id > ? AND id <= ? AND NOT requeued AND {condition}
                  ORDER BY id LIMIT {CHUNK}
-             ) RETURNING id, consumer"
+             ) RETURNING id, consumer, bytes"
         );
         // Up to the newest at the begin: one that fails again meanwhile is not marked again.
         let newest = self.before_newest(&Filter::default(), 0)?;
@@ -812,7 +922,7 @@ impl DeadLetters {
             while let Some(row) = rows.next()? {
                 let consumer: String = row.get("consumer")?;
                 if let Some(summary) = figures.consumers.get_mut(&consumer) {
-                    summary.requeued += 1;
+                    summary.mark(number(row, "bytes")?);
                 }
                 after = after.max(row.get("id")?);
                 marked += 1;
@@ -859,8 +969,8 @@ impl DeadLetters {
     /// # Errors
     /// Why the file could not be read.
     pub fn known(&self, consumer: &str, range: Range<u64>) -> Result<HashSet<(u64, u64)>, String> {
-        let sql =
-            "SELECT seq, received_ns FROM letters WHERE consumer = ? AND seq >= ? AND seq < ?";
+        let sql = "SELECT seq, received_ns FROM letters
+             WHERE consumer = ? AND seq >= ? AND seq < ? AND reason <> 'replay'";
         // SQLite counts up to i64::MAX, and so do sequence numbers.
         let end = i64::try_from(range.end).unwrap_or(i64::MAX);
         let start = i64::try_from(range.start).unwrap_or(i64::MAX);
@@ -882,16 +992,18 @@ impl DeadLetters {
     pub fn delivering(&self, id: i64) -> Result<bool, String> {
         self.change(|transaction, figures| {
             let update = "UPDATE letters SET requeued = FALSE WHERE id = ? AND requeued
-                          RETURNING consumer";
-            let consumer = transaction
+                          RETURNING consumer, bytes";
+            let found = transaction
                 .prepare_cached(update)?
-                .query_row([id], |row| row.get::<_, String>("consumer"))
+                .query_row([id], |row| {
+                    Ok((row.get::<_, String>("consumer")?, number(row, "bytes")?))
+                })
                 .optional()?;
-            let Some(consumer) = consumer else {
+            let Some((consumer, bytes)) = found else {
                 return Ok(false);
             };
             if let Some(summary) = figures.consumers.get_mut(&consumer) {
-                summary.requeued = summary.requeued.saturating_sub(1);
+                summary.unmark(bytes);
             }
             Ok(true)
         })
@@ -954,7 +1066,9 @@ impl DeadLetters {
             ])?;
             if let Some(summary) = figures.consumers.get_mut(&consumer) {
                 summary.bytes = summary.bytes.saturating_sub(bytes) + new_bytes;
-                summary.requeued = summary.requeued.saturating_sub(requeued.into());
+                if requeued {
+                    summary.unmark(bytes);
+                }
             }
             figures.make_room(transaction, self.keep_bytes(), 0, id, u64::MAX)?;
             Ok(())
@@ -1999,7 +2113,12 @@ mod tests {
             payload: usize,
             cause: usize,
         },
+        Feed {
+            consumer: usize,
+            payloads: Vec<usize>,
+        },
         Requeue(Chosen),
+        Delivering(usize),
         Purge(Chosen),
         Settled(usize),
         FailedAgain {
@@ -2038,7 +2157,11 @@ mod tests {
             20 => (0..3_usize, payload, 0..400_usize).prop_map(|(consumer, payload, cause)| {
                 SetAside { consumer, payload, cause }
             }),
+            6 => (0..3_usize, prop::collection::vec(0..700_usize, 1..4)).prop_map(|(consumer, payloads)| {
+                Feed { consumer, payloads }
+            }),
             5 => chosen().prop_map(Requeue),
+            5 => (0..8_usize).prop_map(Delivering),
             2 => chosen().prop_map(Purge),
             3 => (0..8_usize).prop_map(Settled),
             4 => (0..8_usize, 0..400_usize).prop_map(|(which, cause)| FailedAgain { which, cause }),
@@ -2086,6 +2209,16 @@ mod tests {
             }
         }
 
+        /// How many of a consumer wait to be delivered again, and what they take.
+        fn waiting(&self, consumer: usize) -> (u64, u64) {
+            let summary = self.summary();
+            let own = summary
+                .get(CONSUMERS[consumer])
+                .copied()
+                .unwrap_or_default();
+            (own.requeued, own.requeued_bytes)
+        }
+
         fn retain(&mut self, holds: impl Fn(&Letter) -> bool) -> u64 {
             let before = self.letters.len();
             self.letters.retain(holds);
@@ -2102,7 +2235,10 @@ mod tests {
                 entry.letters += 1;
                 entry.bytes += bytes(letter);
                 entry.oldest_ns = entry.oldest_ns.min(letter.set_aside_ns);
-                entry.requeued += u64::from(letter.requeued);
+                if letter.requeued {
+                    entry.requeued += 1;
+                    entry.requeued_bytes += bytes(letter);
+                }
             }
             summary
         }
@@ -2149,6 +2285,51 @@ mod tests {
                         prop_assert_eq!(written.set_aside_ns, now);
                         model.letters.push(written);
                         model.bound(id);
+                    }
+                    Operation::Feed { consumer, payloads } => {
+                        let messages: Vec<_> = (payloads.iter())
+                            .map(|bytes| message("t", &vec![b'x'; *bytes]))
+                            .collect();
+                        let taken: u64 = (payloads.iter())
+                            .map(|payload| {
+                                (CONSUMERS[consumer].len() + "treplay[]".len() + payload) as u64 + 256
+                            })
+                            .sum();
+                        let full = model.bytes() + taken > KEEP;
+                        let (waiting, waiting_bytes) = model.waiting(consumer);
+                        let fed = dead.feed(CONSUMERS[consumer], &messages);
+                        if spoilt {
+                            // Whether there is room is known without writing.
+                            prop_assert!(!fed.is_ok_and(|fed| fed.taken));
+                        } else if waiting > 0 && (full || waiting_bytes + taken > KEEP / 4) {
+                            prop_assert_eq!(fed, Ok(Fed { taken: false, waiting }));
+                        } else if full {
+                            prop_assert!(fed.unwrap_err().contains("no room"));
+                        } else {
+                            let waiting = waiting + messages.len() as u64;
+                            prop_assert_eq!(fed, Ok(Fed { taken: true, waiting }));
+                            let written = dead.list(&Filter::default(), model.last_id, 10).unwrap();
+                            prop_assert_eq!(written.len(), messages.len());
+                            for (letter, message) in written.into_iter().zip(&messages) {
+                                prop_assert!(letter.requeued && letter.reason == REPLAY);
+                                prop_assert_eq!(&letter.payload, message.payload());
+                                model.last_id = letter.id;
+                                // By the clock, which the model does not know.
+                                now = now.max(letter.set_aside_ns);
+                                model.letters.push(letter);
+                            }
+                        }
+                    }
+                    Operation::Delivering(which) => {
+                        let Some(letter) = model.letters.get_mut(which) else { continue };
+                        let marked = dead.delivering(letter.id);
+                        match spoilt {
+                            true => prop_assert!(marked.is_err()),
+                            false => {
+                                prop_assert_eq!(marked, Ok(letter.requeued));
+                                letter.requeued = false;
+                            }
+                        }
                     }
                     Operation::Requeue(chosen) => {
                         let requeued = dead.requeue(&filter(&chosen));

@@ -62,6 +62,7 @@ pub mod queue;
 
 pub mod backend;
 pub mod dead_letters;
+pub mod feed;
 
 pub mod enqueuer;
 pub mod runner;

@@ -190,6 +190,8 @@ pub(crate) struct Runner<'h> {
     careful: Option<Careful>,
     /// The dead letter that is being delivered again.
     letter: Option<i64>,
+    /// Behind this one more letters may wait to be delivered again.
+    letters_after: Option<i64>,
 }
 
 /// Whether to go on with the next message.
@@ -225,6 +227,7 @@ impl<'h> Runner<'h> {
             tick_due: Instant::now() + TICK,
             careful,
             letter: None,
+            letters_after: None,
         }
     }
 
@@ -232,10 +235,20 @@ impl<'h> Runner<'h> {
     pub(crate) fn run(mut self) {
         let mut gathered: Vec<Message> = Vec::new();
         loop {
-            if self.queue.has_letters() && self.deliver_letters() == Next::End {
-                break;
+            if self.letters_after.is_none() && self.queue.has_letters() {
+                self.letters_after = Some(0);
             }
-            let piece = match self.supply.take(self.worker, self.tick_due) {
+            let mut deadline = self.tick_due;
+            if let Some(after) = self.letters_after {
+                if self.deliver_letters(after) == Next::End {
+                    break;
+                }
+                // Letters and messages take turns, however many there are of either.
+                if self.letters_after.is_some() {
+                    deadline = Instant::now();
+                }
+            }
+            let piece = match self.supply.take(self.worker, deadline) {
                 Taken::Piece(piece) => piece,
                 Taken::TimedOut => match self.rest() {
                     Next::GoOn => continue,
@@ -540,34 +553,30 @@ impl<'h> Runner<'h> {
         }
     }
 
-    /// Delivers the dead letters of this consumer that were requeued.
-    fn deliver_letters(&mut self) -> Next {
+    /// Delivers some of the dead letters of this consumer that were requeued: the next of them.
+    fn deliver_letters(&mut self, after: i64) -> Next {
+        self.letters_after = None;
         let Some(store) = self.settings.dead_letters.clone() else {
             return Next::GoOn;
         };
-        let mut after = 0;
-        loop {
-            let letters = match store.requeued(&self.settings.name, after, LETTERS) {
-                Ok(letters) => letters,
-                Err(why) => {
-                    let consumer = &self.settings.name;
-                    warn!(
-                        consumer,
-                        why, "can't read the dead letters to deliver again"
-                    );
-                    return Next::GoOn;
-                }
-            };
-            let Some(last) = letters.last() else {
+        let letters = match store.requeued(&self.settings.name, after, LETTERS) {
+            Ok(letters) => letters,
+            Err(why) => {
+                let consumer = &self.settings.name;
+                warn!(
+                    consumer,
+                    why, "can't read the dead letters to deliver again"
+                );
                 return Next::GoOn;
-            };
-            after = last.id;
-            for letter in letters {
-                if self.deliver_letter(letter) == Next::End {
-                    return Next::End;
-                }
+            }
+        };
+        self.letters_after = letters.last().map(|last| last.id);
+        for letter in letters {
+            if self.deliver_letter(letter) == Next::End {
+                return Next::End;
             }
         }
+        Next::GoOn
     }
 
     fn deliver_letter(&mut self, letter: Letter) -> Next {

@@ -13,12 +13,13 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::data_dir::{self, DataDir};
-use crate::dead_letters::{self, DeadLetters, Filter};
+use crate::dead_letters::{self, DeadLetters, Fed, Filter};
 use crate::journal::{self, Cursors, Journal};
 use crate::keeper::Keeper;
 use crate::logging;
 use crate::queue::Queue;
 use crate::stats::now_ns;
+use weir_consumer::Message;
 use weir_consumer::settings::nearest;
 
 /// A larger audit log is put aside, over the one put aside before.
@@ -223,6 +224,28 @@ impl Steering {
         }
     }
 
+    /// Feeds messages to a consumer again, all of them or, while too much waits, none.
+    ///
+    /// Its topics are not asked: whoever feeds it has chosen what.
+    ///
+    /// # Errors
+    /// Why it can't be done, and what to do about it. Nothing was taken then.
+    pub fn feed(&self, consumer: &str, messages: &[Message], by: &str) -> Result<Fed, String> {
+        let feed = || {
+            let queue = self.queue(consumer)?;
+            let fed = self.dead_letters()?.feed(consumer, messages)?;
+            if fed.taken {
+                queue.announce_letters();
+            }
+            Ok(fed)
+        };
+        let outcome = feed();
+        if let Some(data_dir) = &self.data_dir {
+            audit_fed(data_dir.path(), consumer, messages, by, &outcome);
+        }
+        outcome
+    }
+
     /// Whether there is a consumer of this name.
     ///
     /// # Errors
@@ -288,6 +311,53 @@ pub fn offline(
     let outcome = offline_perform(data_dir.path(), settings, action);
     audit(data_dir.path(), action, by, &outcome);
     outcome
+}
+
+/// Feeds messages to a consumer of a hub that does not run; they are delivered when it is started.
+///
+/// # Errors
+/// Why it can't be done, and what to do about it. Nothing was taken then.
+pub fn offline_feed(
+    data_dir: &DataDir,
+    letters: &dead_letters::Settings,
+    consumer: &str,
+    messages: &[Message],
+    by: &str,
+) -> Result<Fed, String> {
+    let path = data_dir.path();
+    let feed = || {
+        let cursors = Cursors::load(&data_dir::journal(path))?.cursors;
+        let consumers = cursors.unwrap_or_default().consumers;
+        if !consumers.contains_key(consumer) {
+            return Err(unknown(consumer, consumers.keys().map(String::as_str)));
+        }
+        DeadLetters::open(&path.join(dead_letters::FILE), letters)?.feed(consumer, messages)
+    };
+    let outcome = feed();
+    audit_fed(path, consumer, messages, by, &outcome);
+    outcome
+}
+
+/// Leaves a line on a feed that was taken, or refused for good.
+fn audit_fed(
+    data_dir: &Path,
+    consumer: &str,
+    messages: &[Message],
+    by: &str,
+    outcome: &Result<Fed, String>,
+) {
+    let count = messages.len();
+    let outcome = match outcome {
+        // The same comes once more, and again, until there is room.
+        Ok(Fed { taken: false, .. }) => return,
+        Ok(_) => Ok(Outcome::counted(
+            count as u64,
+            "messages will be delivered again",
+        )),
+        Err(why) => Err(why.clone()),
+    };
+    let action = serde_json::json!({ "feed": { "consumer": consumer, "messages": count } });
+    audit(data_dir, &action, by, &outcome);
 }
 
 fn offline_perform(
@@ -377,7 +447,7 @@ fn offline_perform(
 }
 
 /// Leaves a line on what was done, or refused.
-fn audit(data_dir: &Path, action: &Action, by: &str, outcome: &Result<Outcome, String>) {
+fn audit(data_dir: &Path, action: &impl Serialize, by: &str, outcome: &Result<Outcome, String>) {
     let (done, text) = match outcome {
         Ok(outcome) => (true, &outcome.text),
         Err(why) => (false, why),

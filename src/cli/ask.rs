@@ -103,6 +103,8 @@ pub(super) enum Unanswered {
     Away(String),
     /// The hub refuses, with its reason.
     Refused(String),
+    /// It was asked too often, and will answer in a second.
+    TooOften(String),
     /// It makes no sense.
     Strange(String),
 }
@@ -110,9 +112,10 @@ pub(super) enum Unanswered {
 impl fmt::Display for Unanswered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Unanswered::Away(why) | Unanswered::Refused(why) | Unanswered::Strange(why) => {
-                f.write_str(why)
-            }
+            Unanswered::Away(why)
+            | Unanswered::Refused(why)
+            | Unanswered::TooOften(why)
+            | Unanswered::Strange(why) => f.write_str(why),
         }
     }
 }
@@ -190,6 +193,7 @@ impl Address {
         match head.split(' ').nth(1) {
             Some("200") => serde_json::from_str(body).map_err(|error| strange(&error)),
             Some(status) => match (status, serde_json::from_str(body)) {
+                ("429", Ok(Fault { error })) => Err(Unanswered::TooOften(error)),
                 (_, Ok(Fault { error })) => Err(Unanswered::Refused(error)),
                 ("404" | "405", _) => Err(strange(&"it does not know this request")),
                 _ if body.trim().is_empty() => {

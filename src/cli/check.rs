@@ -469,7 +469,9 @@ impl Check {
 fn unanswered(unanswered: Unanswered) -> Report {
     match unanswered {
         Unanswered::Away(why) => Report::only(Grade::Critical, why),
-        Unanswered::Refused(why) | Unanswered::Strange(why) => Report::only(Grade::Unknown, why),
+        Unanswered::Refused(why) | Unanswered::TooOften(why) | Unanswered::Strange(why) => {
+            Report::only(Grade::Unknown, why)
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::steer::{Data, DataArgs};
 use super::tail::visible;
 use super::{Failure, say};
-use crate::dead_letters::{DeadLetters, FILE, Filter, Letter, hex};
+use crate::dead_letters::{DeadLetters, FILE, Filter, Letter, REPLAY, hex};
 use crate::registry::Registry;
 use crate::stats::now_ns;
 use crate::steering::Action;
@@ -137,7 +137,7 @@ struct Filters {
 }
 
 fn reasons() -> PossibleValuesParser {
-    ["attempts", "dead_letter", "crash"].into()
+    ["attempts", "dead_letter", "crash", REPLAY].into()
 }
 
 impl Filters {

@@ -19,11 +19,13 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
+use weir_consumer::Message;
 use weir_consumer::settings::DURATION_MAX;
 
 use super::events::Events;
 use super::guard::{By, Door, Fault};
-use crate::dead_letters::Filter;
+use crate::dead_letters::{Fed, Filter};
+use crate::feed::Line;
 use crate::logging::LEVELS;
 use crate::monitor::prometheus;
 use crate::monitor::sample::Dump;
@@ -35,6 +37,8 @@ use crate::why::Why;
 
 /// A filter with very many numbers of letters is some kilobytes.
 const BODY_MAX: usize = 1 << 20;
+/// Messages to feed a consumer with are larger.
+const FEED_MAX: usize = 64 << 20;
 /// Threads that read the disk, and as many that act.
 const AT_ONCE: usize = 4;
 /// Dead letters that one answer has.
@@ -106,12 +110,13 @@ fn routes() -> Vec<Route> {
         ("POST", "/v1/drain", post(drain)),
         ("POST", "/v1/journal/flush", post(flush)),
         ("PUT", "/v1/log-level", put(log_level)),
-        (SOCKET_ONLY.0, SOCKET_ONLY.1, post(act_as_told)),
+        ("POST", "/v1/actions", post(act_as_told)),
+        ("POST", "/v1/feed", post(feed)),
     ]
 }
 
-/// Takes any [`Action`], for the command line.
-const SOCKET_ONLY: (&str, &str) = ("POST", "/v1/actions");
+/// For the command line: what takes any [`Action`], and what takes much.
+const SOCKET_ONLY: [&str; 2] = ["/v1/actions", "/v1/feed"];
 
 /// Every request that is answered: its method and path.
 pub fn requests() -> Vec<(&'static str, &'static str)> {
@@ -122,7 +127,7 @@ pub fn requests() -> Vec<(&'static str, &'static str)> {
 /// The routes of a listener.
 pub(super) fn router(app: Arc<App>, socket: bool) -> Router {
     (routes().into_iter())
-        .filter(|(method, path, _)| socket || (*method, *path) != SOCKET_ONLY)
+        .filter(|(_, path, _)| socket || !SOCKET_ONLY.contains(path))
         .fold(Router::new(), |router, (_, path, answer)| {
             router.route(path, answer)
         })
@@ -321,16 +326,25 @@ async fn act(app: &App, By(by): By, action: Action) -> Result<Json<Outcome>, Fau
 
 /// Reads the body of a request; none is `{}`.
 async fn body<T: DeserializeOwned>(app: &App, request: Request) -> Result<T, Fault> {
+    body_of(app, request, BODY_MAX).await
+}
+
+/// The same with so many bytes at most.
+async fn body_of<T: DeserializeOwned>(
+    app: &App,
+    request: Request,
+    bytes_max: usize,
+) -> Result<T, Fault> {
     let too_large = || {
-        let text = format!("a body may have {BODY_MAX} bytes at most");
+        let text = format!("a body may have {bytes_max} bytes at most");
         Fault(StatusCode::PAYLOAD_TOO_LARGE, text)
     };
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > BODY_MAX) {
+    if length.is_some_and(|length| length > bytes_max) {
         return Err(too_large());
     }
-    let read = to_bytes(request.into_body(), BODY_MAX);
+    let read = to_bytes(request.into_body(), bytes_max);
     let Ok(read) = tokio::time::timeout(app.body_time, read).await else {
         let text = format!("the body has not come within {:?}", app.body_time);
         return Err(Fault(StatusCode::REQUEST_TIMEOUT, text));
@@ -573,6 +587,31 @@ async fn act_as_told(
 ) -> Result<Json<Outcome>, Fault> {
     let action = body(&app, request).await?;
     act(&app, by, action).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Feed {
+    consumer: String,
+    messages: Vec<Line>,
+}
+
+async fn feed(
+    State(app): Shared,
+    Extension(By(by)): Extension<By>,
+    request: Request,
+) -> Result<Json<Fed>, Fault> {
+    let Feed { consumer, messages } = body_of(&app, request, FEED_MAX).await?;
+    app.steering
+        .known(&consumer)
+        .map_err(|why| Fault(StatusCode::NOT_FOUND, why))?;
+    let messages: Result<Vec<Message>, String> = messages.iter().map(Line::message).collect();
+    let messages = messages.map_err(|why| Fault(StatusCode::BAD_REQUEST, why))?;
+    let steering = app.steering.clone();
+    let feed = move || steering.feed(&consumer, &messages, &by);
+    let fed = aside(&app.acting, feed).await?;
+    fed.map(Json)
+        .map_err(|why| Fault(StatusCode::CONFLICT, why))
 }
 
 #[cfg(test)]

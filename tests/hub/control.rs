@@ -279,7 +279,7 @@ fn the_description_is_what_is_served() {
                     as_described(&all, &what, operation, &answer);
                     continue;
                 }
-                "/v1/actions" => served.on_socket(&method, &path, &body),
+                "/v1/actions" | "/v1/feed" => served.on_socket(&method, &path, &body),
                 _ => served.tell(&method, &path, &body),
             };
             assert_eq!(answer.code, 200, "{what}: {answer:?}");
@@ -306,7 +306,7 @@ fn the_description_is_what_is_served() {
             ];
             for wrong in wrong.iter().filter(|wrong| wrong.code != 405) {
                 // Over TCP there is no such path.
-                if path != "/v1/actions" || wrong.code != 404 {
+                if !["/v1/actions", "/v1/feed"].contains(&&*path) || wrong.code != 404 {
                     as_described(&all, &what, operation, wrong);
                 }
             }

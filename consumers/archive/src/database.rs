@@ -202,7 +202,11 @@ impl Location {
                 crate::sqlite::connect(&path, synchronous, self.timeout).map(Database::Sqlite)
             }
             #[cfg(feature = "postgres")]
-            Url::Postgres(url) => Postgres::connect(url, self, data_dir).map(Database::Postgres),
+            Url::Postgres(url) => {
+                let mut postgres = Postgres::open(url, self, data_dir)?;
+                postgres.make_archive()?;
+                Ok(Database::Postgres(postgres))
+            }
             #[cfg(not(feature = "postgres"))]
             Url::Postgres(_) => Err(Failure::halt("this weir was built without PostgreSQL")),
         }

@@ -18,6 +18,7 @@
 pub mod database;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub mod query;
 mod sqlite;
 
 use std::num::NonZeroUsize;
@@ -26,7 +27,7 @@ use std::time::Duration;
 
 use metrics::histogram;
 use serde::Deserialize;
-use weir_consumer::settings::duration;
+use weir_consumer::settings::{Mistake, Settings as Tree, duration};
 use weir_consumer::{Consumer, Context, Failure, Kind, Message, Result, Secret};
 
 use database::{Database, Location, Synchronous, Tls, Url};
@@ -83,15 +84,29 @@ pub fn kind() -> Kind {
         .sample(include_str!("../sample.toml"))
 }
 
+/// Where the archive of a consumer of this kind is, by the kind's part of its section.
+///
+/// # Errors
+/// Every mistake in it.
+pub fn location(settings: &Tree) -> std::result::Result<Location, Vec<Mistake>> {
+    Ok(settings.parse::<Settings>()?.location())
+}
+
+impl Settings {
+    fn location(&self) -> Location {
+        Location {
+            url: self.url.clone(),
+            password: self.password.clone(),
+            tls: self.tls,
+            ca: self.ca.clone(),
+            synchronous: self.synchronous,
+            timeout: self.timeout,
+        }
+    }
+}
+
 fn build(settings: Settings, context: &Context) -> Result<Archive> {
-    let location = Location {
-        url: settings.url,
-        password: settings.password,
-        tls: settings.tls,
-        ca: settings.ca,
-        synchronous: settings.synchronous,
-        timeout: settings.timeout,
-    };
+    let location = settings.location();
     location.check()?;
     if settings.id.as_ref().is_some_and(|id| !id.starts_with('/')) {
         return Err(Failure::halt(

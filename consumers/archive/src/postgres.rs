@@ -23,24 +23,25 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use tokio::runtime::{Builder, Runtime};
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, Error};
+use tokio_postgres::{Client, Config, Error, Transaction};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use weir_consumer::{Failure, Message, Result};
 
 use crate::database::{Location, Tls, VERSION};
 
-// The key is the primary key, in the order of its columns: messages come in the order of time, so
+// Texts are compared byte by byte: as fast as can be, and an index stays right when the operating
+// system learns to sort anew. The key is the primary key, in the order of its columns: messages come in the order of time, so
 // its index grows at its end. No other index but that of message ids; see sqlite.rs for why.
-const SCHEMA: &str = "
+const SCHEMA: &str = r#"
     CREATE SCHEMA IF NOT EXISTS weir;
     CREATE TABLE weir.archive (version integer NOT NULL);
     INSERT INTO weir.archive VALUES (2);
     CREATE TABLE weir.messages (
         received_ns bigint NOT NULL,
         seq bigint NOT NULL,
-        hub text NOT NULL,
-        topic text NOT NULL,
-        message_id text,
+        hub text COLLATE "C" NOT NULL,
+        topic text COLLATE "C" NOT NULL,
+        message_id text COLLATE "C",
         payload bytea NOT NULL,
         PRIMARY KEY (received_ns, seq, hub)
     );
@@ -50,7 +51,7 @@ const SCHEMA: &str = "
     CREATE FUNCTION weir.payload_json(payload bytea) RETURNS jsonb LANGUAGE plpgsql IMMUTABLE STRICT
     AS 'BEGIN RETURN convert_from(payload, ''UTF8'')::jsonb;
         EXCEPTION WHEN OTHERS THEN RETURN NULL; END';
-";
+"#;
 
 const INSERT: &str = "
     INSERT INTO weir.messages (received_ns, seq, hub, topic, message_id, payload)
@@ -71,12 +72,14 @@ pub struct Postgres {
 /// What a database is to us.
 enum Found {
     Archive(i32),
+    Nothing,
     Foreign,
     Encoding(String),
 }
 
 impl Postgres {
-    pub(crate) fn connect(url: &str, location: &Location, data_dir: &Path) -> Result<Self> {
+    /// Connects to what may not be an archive.
+    pub(crate) fn open(url: &str, location: &Location, data_dir: &Path) -> Result<Self> {
         let config = config(url, location, data_dir)?;
         let tls = tls(location, data_dir)?;
         let timeout = location.timeout;
@@ -91,39 +94,53 @@ impl Postgres {
             Ok(client)
         };
         let connected = runtime.block_on(async { tokio::time::timeout(timeout, connecting).await });
-        let client = match connected {
-            Ok(Ok(client)) => client,
-            outcome => {
-                // Without waiting for a resolver that hangs.
-                runtime.shutdown_background();
-                return Err(match outcome {
-                    Ok(Err(error)) => failure(url, &error),
-                    _ => hangs(url, timeout),
+        let failure = match connected {
+            Ok(Ok(client)) => {
+                return Ok(Postgres {
+                    runtime,
+                    client,
+                    url: url.to_owned(),
+                    timeout,
                 });
             }
+            Ok(Err(error)) => failure(url, &error),
+            Err(_) => hangs(url, timeout),
         };
-        let mut postgres = Postgres {
-            runtime,
-            client,
-            url: url.to_owned(),
-            timeout,
-        };
-        let halt = |why: String| Err(Failure::halt(format!("{url}: {why}")));
-        match postgres.run(recognise_or_make)? {
-            Found::Archive(VERSION) => Ok(postgres),
-            Found::Archive(other) => halt(format!(
+        // Without waiting for a resolver that hangs.
+        runtime.shutdown_background();
+        Err(failure)
+    }
+
+    /// Makes an archive where there is none.
+    pub(crate) fn make_archive(&mut self) -> Result {
+        let found = self.run(recognise_or_make)?;
+        self.accept(found)
+    }
+
+    /// Makes sure that it is an archive.
+    pub(crate) fn expect_archive(&mut self) -> Result {
+        let found = self.run(async |client| recognise(&client.transaction().await?).await)?;
+        self.accept(found)
+    }
+
+    fn accept(&self, found: Found) -> Result {
+        let why = match found {
+            Found::Archive(VERSION) => return Ok(()),
+            Found::Archive(other) => format!(
                 "this is an archive of version {other}; this weir knows versions up to {VERSION}"
-            )),
-            Found::Foreign => halt(
-                "the schema `weir` there is of something else, not an archive of weir; choose \
-                 another database"
-                    .into(),
             ),
-            Found::Encoding(encoding) => halt(format!(
-                "this database is encoded in {encoding}; an archive needs one made with \
-                 `createdb --encoding UTF8 --template template0`"
-            )),
-        }
+            Found::Nothing => {
+                "there is no archive; a hub makes it with the first message that it archives".into()
+            }
+            Found::Foreign => "the schema `weir` there is of something else, not an archive of \
+                               weir; choose another database"
+                .into(),
+            Found::Encoding(encoding) => format!(
+                "this database is encoded in {encoding}; an archive needs one made with `createdb \
+                 --encoding UTF8 --template template0`"
+            ),
+        };
+        Err(Failure::halt(format!("{}: {why}", self.url)))
     }
 
     /// Does something with the client, within the location's time-out; relative names mean the
@@ -174,30 +191,40 @@ impl Postgres {
 }
 
 async fn recognise_or_make(client: &mut Client) -> std::result::Result<Found, Error> {
-    let encoding: String = (client.query_one("SHOW server_encoding", &[]).await?).get(0);
-    if encoding != "UTF8" {
-        return Ok(Found::Encoding(encoding));
-    }
     let transaction = client.transaction().await?;
     // Of two hubs that come at once only one makes it. The number is the bytes "weir".
     let lock = "SELECT pg_advisory_xact_lock(2003134834)";
     transaction.batch_execute(lock).await?;
-    let look = "SELECT to_regclass('weir.archive') IS NOT NULL,
-                    EXISTS (SELECT FROM pg_class WHERE relnamespace = to_regnamespace('weir')::oid)";
-    let found = transaction.query_one(look, &[]).await?;
-    let found = match (found.get(0), found.get(1)) {
-        (true, _) => {
-            let version = "SELECT coalesce(max(version), 0)::int4 FROM weir.archive";
-            Found::Archive(transaction.query_one(version, &[]).await?.get(0))
-        }
-        (false, true) => Found::Foreign,
-        (false, false) => {
-            transaction.batch_execute(SCHEMA).await?;
-            Found::Archive(VERSION)
-        }
-    };
+    let mut found = recognise(&transaction).await?;
+    if let Found::Nothing = found {
+        transaction.batch_execute(SCHEMA).await?;
+        found = Found::Archive(VERSION);
+    }
     transaction.commit().await?;
     Ok(found)
+}
+
+async fn recognise(transaction: &Transaction<'_>) -> std::result::Result<Found, Error> {
+    let look = "SELECT current_setting('server_encoding'),
+                    to_regclass('weir.archive') IS NOT NULL,
+                    EXISTS (SELECT FROM pg_class WHERE relnamespace = to_regnamespace('weir')::oid)";
+    let found = transaction.query_one(look, &[]).await?;
+    let (encoding, ours, something): (String, bool, bool) =
+        (found.get(0), found.get(1), found.get(2));
+    if encoding != "UTF8" {
+        return Ok(Found::Encoding(encoding));
+    }
+    if !ours {
+        return Ok(if something {
+            Found::Foreign
+        } else {
+            Found::Nothing
+        });
+    }
+    let version = "SELECT coalesce(max(version), 0)::int4 FROM weir.archive";
+    Ok(Found::Archive(
+        transaction.query_one(version, &[]).await?.get(0),
+    ))
 }
 
 /// Whether this is the URL of a database and nothing more: what else there is to set has settings

@@ -113,22 +113,19 @@ fn recognise_or_make(connection: &mut Connection, path: &Path) -> Result {
     // One transaction that may write, so that of two hubs that come at once only one makes it.
     let transaction =
         (connection.transaction_with_behavior(Immediate)).map_err(|error| verdict(error, path))?;
-    let number = |sql: &str| transaction.query_row(sql, (), |row| row.get::<_, i32>(0));
-    let application_id = number("PRAGMA application_id")?;
-    let user_version = number("PRAGMA user_version")?;
-    let tables = number("SELECT count(*) FROM sqlite_schema")?;
+    let found = (version(&transaction)?, tables(&transaction)?);
     let path = path.display();
-    match (application_id, user_version, tables) {
-        (APPLICATION_ID, VERSION, _) => Ok(()),
-        (APPLICATION_ID, 1, _) => {
+    match found {
+        (Some(VERSION), _) => Ok(()),
+        (Some(1), _) => {
             transaction.execute_batch(FROM_1)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
             Ok(transaction.commit()?)
         }
-        (APPLICATION_ID, newer, _) => Err(Failure::halt(format!(
+        (Some(newer), _) => Err(Failure::halt(format!(
             "{path} is an archive of version {newer}; this weir knows versions up to {VERSION}"
         ))),
-        (0, 0, 0) => {
+        (None, 0) => {
             transaction.execute_batch(SCHEMA)?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
@@ -138,6 +135,21 @@ fn recognise_or_make(connection: &mut Connection, path: &Path) -> Result {
             "{path} is a database of something else, not an archive of weir; choose another file"
         ))),
     }
+}
+
+/// The version of the archive, if it is one.
+pub(crate) fn version(connection: &Connection) -> rusqlite::Result<Option<i32>> {
+    let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let version = number("user_version")?;
+    Ok((number("application_id")? == APPLICATION_ID).then_some(version))
+}
+
+/// How much there is in a file that is no archive: 0 only if nobody has ever used it.
+fn tables(connection: &Connection) -> rusqlite::Result<i32> {
+    let sql = "SELECT (SELECT count(*) FROM sqlite_schema)
+                   + (SELECT user_version <> 0 FROM pragma_user_version)
+                   + (SELECT application_id <> 0 FROM pragma_application_id)";
+    connection.query_row(sql, (), |row| row.get(0))
 }
 
 /// A file that is no database, or a spoilt one, will be that for the next message too: the consumer
