@@ -11,9 +11,9 @@ fn slow_database_queries_earn_a_badge_that_is_published() {
                  when = [{ at = '/msg/seconds', at_least = 2 }]\nrecipient = '/msg/user'\n\
                  count = 3\nwithin = '7d'\n";
     std::fs::write(dir.path().join("badges.toml"), rules).unwrap();
-    let bus = Bus::tcp();
     // The hub hears what it publishes, and its heartbeat tells that it does.
     let start = |inproc: &str| {
+        let bus = Bus::tcp();
         let (recorder, seen) = recorder("recorder");
         let toml = format!(
             "hub.data_dir = {:?}\n{}\
@@ -29,25 +29,25 @@ fn slow_database_queries_earn_a_badge_that_is_published() {
         let hub = hub(&toml, [recorder]);
         bus.subscriptions(3);
         while next(&seen).0 != "weir.heartbeat" {}
-        (hub, seen)
+        (bus, hub, seen)
     };
-    let query = |user: &str, seconds: f64| {
+    let query = |bus: &Bus, user: &str, seconds: f64| {
         let message = serde_json::json!({ "msg": { "user": user, "seconds": seconds } });
         bus.publish("org.example.db.query", message.to_string());
     };
 
-    let (hub, _seen) = start("inproc://badges-1");
-    query("ann", 3.5);
-    query("ann", 0.1);
-    query("ann", 2.0);
-    query("bob", 4.0);
+    let (bus, hub, _seen) = start("inproc://badges-1");
+    query(&bus, "ann", 3.5);
+    query(&bus, "ann", 0.1);
+    query(&bus, "ann", 2.0);
+    query(&bus, "bob", 4.0);
     eventually("counted", || consumer(&hub, "badges").consumed == 4);
     hub.stop();
 
     // What was counted is there after a restart.
-    let (hub, seen) = start("inproc://badges-2");
+    let (bus, hub, seen) = start("inproc://badges-2");
     for _ in 0..3 {
-        query("ann", 9.0);
+        query(&bus, "ann", 9.0);
     }
     let award = loop {
         let (topic, award) = next(&seen);
