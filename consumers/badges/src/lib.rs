@@ -404,6 +404,7 @@ mod tests {
         });
         let context = Context::new("badges", dir.path(), publisher);
         let mut badges = built(SLOW, &context);
+        badges.consumer().tick().unwrap(); // there is nothing to publish yet
         for user in 0..250 {
             let message = format!(r#"{{"user": {user}}}"#);
             assert_eq!(badges.feed("org.example.db.query", message), Ok(()));
