@@ -487,6 +487,20 @@ mod tests {
     }
 
     #[test]
+    fn ten_thousand_rules_are_read_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let rule = |number: usize| {
+            format!("[[rule]]\nid = '{number}'\nname = 'R'\ntopics = ['']\nrecipient = '/user'\n")
+        };
+        let many: String = (0..10_000).map(rule).collect();
+        fs::write(dir.path().join("many.toml"), many).unwrap();
+        let read = |more: &str| read(&format!("rules = ['many.toml']\n{more}"), dir.path());
+        assert_eq!(read("").unwrap().all().len(), 10_000);
+        let told = read(&rule(10_000)).unwrap_err();
+        assert_eq!(told, ["weir.toml: 10001 rules are too many; at most 10000"]);
+    }
+
+    #[test]
     fn a_rule_that_is_not_enabled_is_checked_and_not_found() {
         let toml = "[[rule]]\nid = 'r'\nname = 'R'\ntopics = ['']\nrecipient = '/user'\n\
                     enabled = false\n";
