@@ -90,6 +90,13 @@ impl Source {
         }
     }
 
+    /// What it connects to and is bound to.
+    pub fn endpoints(&self) -> impl Iterator<Item = &String> {
+        match self {
+            Source::Zmq(settings) => settings.connect.iter().chain(&settings.bind),
+        }
+    }
+
     /// Opens it, asking for no more than these prefixes of topics.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ mod forecast;
 mod hub;
 mod journal;
 mod kinds;
+mod new;
 mod publish;
 mod steer;
 mod tail;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use weir_consumer::endpoint;
 use weir_consumer::settings::{DURATION_MAX, Mistake, Origin, Settings, nearest};
 
 use crate::config::{Config, Mistakes, layers};
@@ -49,6 +51,7 @@ Examples:
   weir forecast --consumer irc --config weir.toml      when it will have caught up
   weir check --config weir.toml                        is all well? for a monitoring system
   weir dead list --config weir.toml                    what it has set aside, and why
+  weir new consumer badges                             begin a consumer of your own
   weir publish --config weir.toml org.example.a '{}'   send it a message"
 )]
 struct Cli {
@@ -88,6 +91,8 @@ enum Command {
     #[command(subcommand)]
     Config(config::Command),
     Kinds(kinds::Kinds),
+    #[command(subcommand)]
+    New(new::Command),
     Collectd(collectd::Collectd),
     Completions(completions::Completions),
     Man(completions::Man),
@@ -200,6 +205,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::SetLogLevel(level) => level.run(&registry),
         Command::Config(config) => config.run(&registry),
         Command::Kinds(kinds) => kinds.run(&registry),
+        Command::New(new) => new.run(&registry),
         Command::Collectd(collectd) => collectd.run(&registry),
         Command::Completions(completions) => completions.run(command),
         Command::Man(man) => man.run(command),
@@ -274,7 +280,7 @@ impl PeerArgs {
         let wrong: Vec<Mistake> = (self.bind.iter().map(|endpoint| ("--bind", endpoint)))
             .chain(self.connect.iter().map(|endpoint| ("--connect", endpoint)))
             .filter_map(|(option, endpoint)| {
-                let text = crate::backend::zmq::check_endpoint(endpoint).err()?;
+                let text = endpoint::check(endpoint).err()?;
                 Some(Mistake {
                     origin: Origin::named(option),
                     path: String::new(),

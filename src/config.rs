@@ -307,6 +307,11 @@ impl Config {
         Config::check(settings, registry, true)
     }
 
+    /// What its backends connect to and are bound to.
+    pub fn sources(&self) -> Vec<String> {
+        sources_of(&self.backends)
+    }
+
     fn check(settings: Settings, registry: &Registry, sources: bool) -> Result<Self, Mistakes> {
         let mut check = Check {
             mistakes: Vec::new(),
@@ -382,7 +387,8 @@ impl Config {
             .into_iter()
             .flat_map(Settings::entries)
         {
-            let read = consumer(name, section, registry, &hub.data_dir);
+            let context = Context::new(name, &hub.data_dir, Publisher::nowhere()).in_hub(&hub.name);
+            let read = consumer(name, section, registry, context, &sources_of(&backends));
             consumers.extend(check.under(&format!("consumers.{name}"), read));
         }
         let mut producers = Vec::new();
@@ -391,7 +397,8 @@ impl Config {
             .into_iter()
             .flat_map(Settings::entries)
         {
-            let read = producer(name, section, registry, &hub.data_dir);
+            let context = Context::new(name, &hub.data_dir, Publisher::nowhere()).in_hub(&hub.name);
+            let read = producer(name, section, registry, &context);
             producers.extend(check.under(&format!("producers.{name}"), read));
         }
         for group in ["consumers", "producers"] {
@@ -543,6 +550,10 @@ fn check_name(name: &str) -> Result<(), String> {
     }
 }
 
+fn sources_of(backends: &[Source]) -> Vec<String> {
+    (backends.iter().flat_map(Source::endpoints).cloned()).collect()
+}
+
 /// Splits a section, finds its kind, and reads what is the hub's.
 fn instance<T: serde::de::DeserializeOwned>(
     name: &str,
@@ -578,13 +589,8 @@ fn instance<T: serde::de::DeserializeOwned>(
 }
 
 /// What the kind says of its part; an unknown key may have been meant for the hub.
-fn kinds_own(
-    name: &str,
-    data_dir: &Path,
-    check: impl FnOnce(&Context) -> Result<(), Vec<Mistake>>,
-) -> Vec<Mistake> {
-    let context = Context::new(name, data_dir, Publisher::nowhere());
-    let mut mistakes = check(&context).err().unwrap_or_default();
+fn kinds_own(checked: Result<(), Vec<Mistake>>) -> Vec<Mistake> {
+    let mut mistakes = checked.err().unwrap_or_default();
     for mistake in &mut mistakes {
         let unknown = mistake.text.starts_with("unknown key") && !mistake.text.contains("mean");
         if let Some(near) = nearest(&mistake.path, HUB_KEYS).filter(|_| unknown) {
@@ -598,15 +604,16 @@ fn consumer(
     name: &str,
     section: &Settings,
     registry: &Registry,
-    data_dir: &Path,
+    context: Context,
+    sources: &[String],
 ) -> Result<Consumer, Vec<Mistake>> {
     let mut mistakes = Vec::new();
     let (settings, kind, own) =
         instance::<ConsumerSettings>(name, section, registry, &mut mistakes);
     if let Some(kind) = &kind {
-        mistakes.extend(kinds_own(name, data_dir, |context| {
-            kind.build_consumer(&own, context).map(drop)
-        }));
+        let topics = settings.as_ref().map(ConsumerSettings::prefixes);
+        let context = context.reading(topics.unwrap_or_default(), sources.to_vec());
+        mistakes.extend(kinds_own(kind.build_consumer(&own, &context).map(drop)));
     }
     if let Some(settings) = &settings {
         let mut wrong = |key: &str, text: &str| mistakes.push(section.mistake_at(key, text));
@@ -694,15 +701,13 @@ fn producer(
     name: &str,
     section: &Settings,
     registry: &Registry,
-    data_dir: &Path,
+    context: &Context,
 ) -> Result<Producer, Vec<Mistake>> {
     let mut mistakes = Vec::new();
     let (settings, kind, own) =
         instance::<ProducerSettings>(name, section, registry, &mut mistakes);
     if let Some(kind) = &kind {
-        mistakes.extend(kinds_own(name, data_dir, |context| {
-            kind.build_producer(&own, context).map(drop)
-        }));
+        mistakes.extend(kinds_own(kind.build_producer(&own, context).map(drop)));
     }
     if settings
         .as_ref()

@@ -214,6 +214,14 @@ fn local(path: &Path) -> Result<UnixListener, String> {
     Ok(listener)
 }
 
+/// Looks whether the interface could be served with these files.
+///
+/// # Errors
+/// Why not, and what to do about it.
+pub fn check_tls(certificate: &Path, key: &Path) -> Result<(), String> {
+    Acceptor::open(certificate, key).map(drop)
+}
+
 #[cfg(feature = "tls")]
 use tls::Acceptor;
 

@@ -303,6 +303,7 @@ impl Starting {
                 .map(|lane| lanes.entry(lane).or_default().clone());
             let shared = Shared {
                 hub: &config.hub,
+                sources: config.sources(),
                 publisher: &publisher,
                 lane,
                 alone: &alone,
@@ -707,6 +708,7 @@ impl Kept {
 /// What consumers are given besides their settings.
 struct Shared<'s> {
     hub: &'s config::Hub,
+    sources: Vec<String>,
     publisher: &'s Publisher,
     lane: Option<Arc<Mutex<()>>>,
     alone: &'s Arc<Mutex<()>>,
@@ -730,8 +732,9 @@ impl<'c> Workers<'c> {
     ) -> Result<Self, String> {
         let settings = &config.settings;
         let data_dir = &shared.hub.data_dir;
-        let context =
-            Context::new(&config.name, data_dir, shared.publisher.clone()).in_hub(&shared.hub.name);
+        let context = Context::new(&config.name, data_dir, shared.publisher.clone())
+            .in_hub(&shared.hub.name)
+            .reading(settings.prefixes(), shared.sources);
         let (kind, own) = (config.kind.clone(), config.own.clone());
         let recorder = shared.measured.recorder(&config.name);
         let recording = recorder.clone();

@@ -12,10 +12,11 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
+use weir_consumer::endpoint::resolved;
 use weir_consumer::settings::{Mistake, Settings as Tree};
 use weir_consumer::{PublishError, Publisher};
 
-use crate::backend::zmq::{bind, check_endpoints, context, explain, resolved};
+use crate::backend::zmq::{bind, check_endpoints, context, explain};
 
 /// Room is made at the start.
 const QUEUE_MAX: usize = 1_000_000;

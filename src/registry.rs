@@ -39,6 +39,8 @@ impl Registry {
         registry
             .with(weir_archive::kind())
             .with(weir_badges::kind())
+            .with(weir_exec::kind())
+            .with(weir_forward::kind())
             .with(weir_heartbeat::kind())
     }
 

@@ -916,6 +916,7 @@ pub struct SourceStats {
 #[derive(Default)]
 pub struct EndpointStats {
     name: String,
+    bound: bool,
     connections: AtomicU64,
     connects: AtomicU64,
     disconnects: AtomicU64,
@@ -926,14 +927,18 @@ pub struct EndpointStats {
 }
 
 impl SourceStats {
-    /// Counters for a source with these endpoints.
-    pub fn new(endpoints: impl IntoIterator<Item = String>) -> Self {
-        let endpoints = endpoints.into_iter().map(|name| EndpointStats {
-            name,
+    /// Counters for a source that connects to some endpoints and binds others, in this order.
+    pub fn new(connect: &[String], bind: &[String]) -> Self {
+        let stats = |name: &String, bound| EndpointStats {
+            name: name.clone(),
+            bound,
             ..Default::default()
-        });
+        };
+        let connected = connect.iter().map(|name| stats(name, false));
         SourceStats {
-            endpoints: endpoints.collect(),
+            endpoints: connected
+                .chain(bind.iter().map(|name| stats(name, true)))
+                .collect(),
             ..Default::default()
         }
     }
@@ -1031,6 +1036,7 @@ impl EndpointStats {
         let sequenced = self.sequenced.load(Ordering::Acquire);
         EndpointSnapshot {
             endpoint: self.name.clone(),
+            bound: self.bound,
             connections: self.connections.load(Ordering::Acquire),
             connects,
             disconnects,
@@ -1085,6 +1091,8 @@ impl Serialize for Refused {
 pub struct EndpointSnapshot {
     /// The endpoint, as the configuration says it.
     pub endpoint: String,
+    /// Whether it is bound, so that peers come to it, and none may be there.
+    pub bound: bool,
     /// Peers connected now; always 0 for `inproc`, which libzmq does not monitor.
     pub connections: u64,
     /// Connections made since the start.
@@ -1163,7 +1171,7 @@ mod tests {
 
     #[test]
     fn loss_is_never_called_none_when_it_can_not_be_known() {
-        let source = SourceStats::new(["a".to_owned()]);
+        let source = SourceStats::new(&["a".to_owned()], &[]);
         let loss = || source.snapshot().endpoints[0].loss;
         source.endpoint(0).connected();
         assert_eq!(loss(), Loss::NoneSeen);

@@ -44,7 +44,7 @@ impl Memory {
     /// A feed and its backend, with room for so many messages between them.
     pub fn new(capacity: usize) -> (Feed, Self) {
         let (sender, messages) = bounded(capacity);
-        let stats = Arc::new(SourceStats::new([]));
+        let stats = Arc::new(SourceStats::new(&[], &[]));
         (
             Feed(sender),
             Memory {

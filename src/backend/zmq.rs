@@ -20,7 +20,6 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -31,6 +30,7 @@ use bytes::Bytes;
 use flate2::read::{GzDecoder, ZlibDecoder};
 use serde::Deserialize;
 use tracing::{info, warn};
+use weir_consumer::endpoint::{check_free, check_list, resolved};
 use weir_consumer::settings::{self, Mistake, duration, size};
 
 use super::{Accept, BATCH_BYTES, Backend};
@@ -170,35 +170,6 @@ impl Settings {
     }
 }
 
-/// Says what is wrong with an endpoint, if it is.
-///
-/// # Errors
-/// What is wrong, with an example of what would be right.
-pub fn check_endpoint(endpoint: &str) -> Result<(), String> {
-    let examples = "write it such as \"tcp://127.0.0.1:9940\", \"ipc:///run/weir/bus\" or \
-                    \"inproc://bus\"";
-    let wrong = |what: &str| Err(format!("`{endpoint}` {what}; {examples}"));
-    match endpoint.split_once("://") {
-        Some(("tcp", address)) => match address.rsplit_once(':') {
-            Some((host, _)) if host.contains(['[', ':']) => wrong("has an IPv6 address"),
-            Some((host, _)) if host.is_empty() || host.contains(char::is_whitespace) => {
-                wrong("has no host that could be one")
-            }
-            Some((_, port)) if port == "*" || port.parse::<u16>().is_ok() => Ok(()),
-            Some(_) => wrong("has no port from 1 to 65535"),
-            None => wrong("has no port"),
-        },
-        // The limit of a Unix socket's address, less the NUL at its end (unix(7)).
-        Some(("ipc", path)) if path.len() > 107 => wrong("has a path of more than 107 bytes"),
-        Some(("ipc" | "inproc", name)) if !name.is_empty() => Ok(()),
-        Some(("ipc" | "inproc", _)) => wrong("has no name"),
-        Some((transport, _)) => wrong(&format!(
-            "is of the transport {transport}, which weir lacks"
-        )),
-        None => wrong("is no endpoint"),
-    }
-}
-
 /// Says what is wrong with lists of endpoints of a section, if anything is.
 pub fn check_endpoints(
     section: &settings::Settings,
@@ -212,17 +183,8 @@ pub fn check_endpoints(
             .into_iter()
             .flat_map(|list| list.items())
             .collect();
-        for (index, endpoint) in endpoints.iter().enumerate() {
-            let wrong = if endpoints[..index].contains(endpoint) {
-                Some(format!("`{endpoint}` is given twice"))
-            } else if key == "connect" && (endpoint.contains('*') || endpoint.ends_with(":0")) {
-                Some(format!(
-                    "`{endpoint}` can't be connected to: give one host and one port"
-                ))
-            } else {
-                check_endpoint(endpoint).err()
-            };
-            if let (Some(wrong), Some(place)) = (wrong, places.get(index)) {
+        for (index, wrong) in check_list(endpoints, key == "connect") {
+            if let Some(place) = places.get(index) {
                 mistakes.push(Mistake {
                     path: format!("{key}.{index}"),
                     ..place.mistake(wrong)
@@ -239,12 +201,6 @@ pub fn check_endpoints(
     mistakes
 }
 
-/// The endpoint as libzmq wants it: it can't bind to `localhost`, and connecting there may try IPv6
-/// first.
-pub fn resolved(endpoint: &str) -> String {
-    endpoint.replacen("tcp://localhost:", "tcp://127.0.0.1:", 1)
-}
-
 /// The process's ZeroMQ context: one, so that `inproc` endpoints meet.
 pub fn context() -> &'static Context {
     static CONTEXT: OnceLock<Context> = OnceLock::new();
@@ -256,18 +212,7 @@ pub fn context() -> &'static Context {
 /// # Errors
 /// Why not, and what to do about it.
 pub fn bind(socket: &Socket, endpoint: &str) -> Result<(), String> {
-    if let Some(path) = endpoint.strip_prefix("ipc://").map(std::path::Path::new)
-        && let Ok(found) = std::fs::metadata(path)
-    {
-        if !found.file_type().is_socket() {
-            return Err(format!(
-                "can't bind to {endpoint}: there is a file, and it is no socket"
-            ));
-        }
-        if UnixStream::connect(path).is_ok() {
-            return Err(explain("bind to", endpoint, ::zmq::Error::EADDRINUSE));
-        }
-    }
+    check_free(endpoint)?;
     socket
         .bind(&resolved(endpoint))
         .map_err(|error| explain("bind to", endpoint, error))
@@ -325,8 +270,7 @@ impl Zmq {
     /// # Errors
     /// Why not, and what to do about it.
     pub fn open(settings: &Settings, prefixes: &[String]) -> Result<Self, String> {
-        let names = settings.connect.iter().chain(&settings.bind).cloned();
-        let stats = Arc::new(SourceStats::new(names));
+        let stats = Arc::new(SourceStats::new(&settings.connect, &settings.bind));
         let mut inputs = Vec::new();
         let mut describe = Vec::new();
         for (index, endpoint) in settings.connect.iter().enumerate() {

@@ -48,8 +48,8 @@ pub(super) struct Query {
     #[arg(long, value_name = "NAME", conflicts_with = "url")]
     consumer: Option<String>,
     /// The archive, as `url` in a configuration; for one that asks for no password.
-    #[arg(long, value_name = "URL", value_parser = url, group = "which")]
-    url: Option<Url>,
+    #[arg(long, value_name = "URL", group = "which")]
+    url: Option<String>,
     /// Those taken in at that time or later.
     #[arg(long, value_name = "TIME", value_parser = time)]
     since: Option<i64>,
@@ -71,10 +71,6 @@ pub(super) struct Query {
     /// Print a JSON object a line, as `weir replay --from-archive` takes it.
     #[arg(long)]
     json: bool,
-}
-
-fn url(text: &str) -> Result<Url, String> {
-    text.to_owned().try_into()
 }
 
 /// A point in time, in nanoseconds since 1970.
@@ -162,8 +158,10 @@ impl Query {
     /// Where the archive is, and where its relative paths start.
     fn find(&self, registry: &Registry) -> Result<(Location, PathBuf), Failure> {
         if let Some(url) = &self.url {
+            // Here, because an error of clap's would show what may have a password in it.
+            let url = Url::try_from(url.clone());
             let location = Location {
-                url: url.clone(),
+                url: url.map_err(|why| Failure::usage(format!("--url: {why}")))?,
                 ..Location::default()
             };
             return Ok((location, Path::new("").into()));

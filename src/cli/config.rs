@@ -33,7 +33,15 @@ pub(super) struct Check {
 impl Check {
     fn run(&self, registry: &Registry, mut out: impl Write) -> Result<(), Failure> {
         let settings = self.config.settings();
-        let config = settings.and_then(|settings| Config::from_settings(settings, registry));
+        let config = settings.and_then(|settings| {
+            let config = Config::from_settings(settings.clone(), registry)?;
+            let unusable =
+                unusable_files(&config).map(|why| settings.mistake_at("hub.http_tls", why));
+            match unusable {
+                None => Ok(config),
+                Some(mistake) => Err(Mistakes(vec![mistake])),
+            }
+        });
         if self.json {
             let file = self.config.config.display().to_string();
             writeln!(out, "{}", report(&file, &config))?;
@@ -51,6 +59,20 @@ impl Check {
         }
         Ok(())
     }
+}
+
+/// Why a hub of this user could not use the files of the interface. That is no part of reading a
+/// configuration: commands that only look up its address do without them.
+#[cfg(feature = "http")]
+fn unusable_files(config: &Config) -> Option<String> {
+    let tls = config.hub.http_tls.as_ref()?;
+    crate::control::check_tls(&tls.certificate, &tls.key).err()
+}
+
+/// Without an interface it has none.
+#[cfg(not(feature = "http"))]
+fn unusable_files(_: &Config) -> Option<String> {
+    None
 }
 
 fn report(file: &str, config: &Result<Config, Mistakes>) -> serde_json::Value {

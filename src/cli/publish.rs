@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
+use weir_consumer::endpoint::{self, resolved};
 use zmq::{Context, Socket, SocketType};
 
 use super::{Failure, PeerArgs, say};
 use crate::backend::Source;
-use crate::backend::zmq::{Pattern, check_endpoint, explain, resolved};
+use crate::backend::zmq::{Pattern, explain};
 use crate::config::Config;
 use crate::registry::Registry;
 
@@ -160,7 +161,7 @@ pub(super) fn open(
     // XPUB drops what does not fit without a word: let everything fit.
     socket.set_sndhwm(0).map_err(wrong)?;
     for endpoint in bind.iter().chain(connect) {
-        check_endpoint(endpoint).map_err(Failure::usage)?;
+        endpoint::check(endpoint).map_err(Failure::usage)?;
     }
     for endpoint in bind {
         (socket.bind(&resolved(endpoint)))

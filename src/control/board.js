@@ -378,7 +378,9 @@ function intake() {
     const ends = source.endpoints;
     const refused = Object.values(source.refused).reduce((sum, n) => sum + n, 0);
     const gaps = ends.reduce((sum, end) => sum + end.gaps, 0);
-    const loose = ends.filter((end) => !end.connections && !end.endpoint.startsWith("inproc:"));
+    const alone = ends.filter((end) => !end.connections && !end.endpoint.startsWith("inproc:"));
+    // Who binds can't miss anybody in particular.
+    const loose = alone.filter((end) => !end.bound);
     const doubt = ends.some((end) => end.loss === "possible");
     const facts = [`${count(source.received)} received`];
     if (source.lag_seconds != null) facts.push(`${span(source.lag_seconds)} under way`);
@@ -408,7 +410,9 @@ function intake() {
           ? "lossy"
           : doubt
             ? "loss possible"
-            : "connected",
+            : alone.length && alone.length === ends.length
+              ? "listening"
+              : "connected",
       name: ends.length
         ? ends[0].endpoint + (ends.length > 1 ? ` and ${ends.length - 1} more` : "")
         : `source ${source.source}`,

@@ -27,11 +27,12 @@ use std::time::{Duration, Instant};
 use ::zmq::{Context, Socket, SocketType};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
+use weir_consumer::endpoint::{self, resolved};
 use weir_consumer::settings::{self, Mistake, duration};
 
 use super::Exporter;
 use super::sample::{ConsumerSample, ProducerSample, Sample};
-use crate::backend::zmq::{check_endpoint, explain, resolved};
+use crate::backend::zmq::explain;
 use crate::forecast::{Drain, Health};
 use crate::measured::{Measurement, Value};
 use crate::stats::{Reason, Snapshot, State};
@@ -126,7 +127,7 @@ fn check_socket(endpoint: &str) -> Result<(), String> {
     if endpoint.ends_with(":*") || endpoint.ends_with(":0") {
         return wrong("has no port that readers could know");
     }
-    check_endpoint(endpoint)
+    endpoint::check(endpoint)
 }
 
 /// `0600` or `600`: the rights of a file and nothing else.

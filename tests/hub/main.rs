@@ -2,12 +2,15 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // a test's name says what it is about
 
+mod archive;
 mod badges;
 mod check;
 mod collectd;
 mod control;
 mod dead;
 mod delivery;
+mod exec;
+mod forward;
 mod http;
 mod journal;
 mod lag;

@@ -73,6 +73,27 @@ fn the_page_of_a_kind_has_a_whole_configuration_with_it() {
 }
 
 #[test]
+fn pages_of_kinds_and_of_patterns_can_be_found() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (directory, from) in [
+        ("docs/kinds", "README.md"),
+        ("docs/patterns", "docs/consumers.md"),
+    ] {
+        let from_text = std::fs::read_to_string(root.join(from)).unwrap();
+        for (path, _) in pages() {
+            if path.parent() == Some(&root.join(directory)) {
+                let name = path.file_name().unwrap().to_str().unwrap();
+                let below = directory.rsplit('/').next().unwrap();
+                assert!(
+                    from_text.contains(&format!("{below}/{name})")),
+                    "{from} has no link to {directory}/{name}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn links_between_pages_lead_somewhere() {
     let mut checked = 0;
     for (path, text) in pages() {

@@ -318,6 +318,38 @@ fn the_sample_and_every_kinds_sample_make_a_configuration() {
 }
 
 #[test]
+fn config_check_looks_whether_the_interfaces_files_can_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (certificate, key) = (dir.path().join("a.crt"), dir.path().join("a.key"));
+    let toml = format!(
+        "[hub]\nhttp_tls = {{ certificate = {certificate:?}, key = {key:?} }}\n\
+         [[backend]]\nconnect = ['tcp://127.0.0.1:9940']\n[consumers.null]\ntopics = ''\n"
+    );
+    let file = configure(dir.path(), &toml);
+    let check = || {
+        let arguments = ["config", "check", "-c", file.to_str().unwrap()];
+        weir()
+            .args(arguments)
+            .env("WEIR_JOURNAL__ENABLED", "true")
+            .output()
+            .unwrap()
+    };
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    let refused = check();
+    assert_eq!(refused.status.code(), Some(2));
+    let told = stderr(&refused);
+    assert!(told.contains("weir.toml:2:"), "{told}");
+    assert!(
+        told.contains("a.key of hub.http_tls: ") && told.contains("may read"),
+        "{told}"
+    );
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let good = check();
+    assert!(good.status.success(), "{}", stderr(&good));
+}
+
+#[test]
 fn publish_waits_for_a_subscriber_and_says_when_nobody_listened() {
     let dir = tempfile::tempdir().unwrap();
     let endpoint = ipc(dir.path(), "bus");

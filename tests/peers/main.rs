@@ -2,12 +2,19 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // a test's name says what it is about
 
+mod archive;
 mod board;
 mod browser;
 mod collectd;
 mod dashboards;
 mod figures;
 mod moksha;
+mod new;
 mod prometheus;
+mod python;
 mod statsd;
 mod top;
+
+/// The real PostgreSQL, as the archive's own tests start it.
+#[path = "../../consumers/archive/tests/server/mod.rs"]
+mod postgres;

@@ -21,6 +21,8 @@ pub struct Context {
     hub: Arc<str>,
     data_dir: PathBuf,
     publisher: Publisher,
+    topics: Arc<[String]>,
+    sources: Arc<[String]>,
 }
 
 impl Context {
@@ -31,6 +33,8 @@ impl Context {
             hub: "weir".into(),
             data_dir: data_dir.into(),
             publisher,
+            topics: Arc::default(),
+            sources: Arc::default(),
         }
     }
 
@@ -38,6 +42,16 @@ impl Context {
     pub fn in_hub(self, hub: &str) -> Self {
         Context {
             hub: hub.into(),
+            ..self
+        }
+    }
+
+    /// The same for a consumer of these prefixes of topics, in a hub that reads from these
+    /// endpoints.
+    pub fn reading(self, topics: Vec<String>, sources: Vec<String>) -> Self {
+        Context {
+            topics: topics.into(),
+            sources: sources.into(),
             ..self
         }
     }
@@ -55,6 +69,16 @@ impl Context {
     /// The hub's directory for data; relative paths in settings start here. It may not exist yet.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
+    }
+
+    /// The prefixes of topics that the consumer gets; a producer has none.
+    pub fn topics(&self) -> &[String] {
+        &self.topics
+    }
+
+    /// Where the hub reads from: what its backends connect to and are bound to.
+    pub fn sources(&self) -> &[String] {
+        &self.sources
     }
 
     /// The way onto the bus.

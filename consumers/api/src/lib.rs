@@ -36,6 +36,7 @@ mod message;
 mod publisher;
 
 mod consumer;
+pub mod endpoint;
 pub mod settings;
 
 #[cfg(feature = "conditions")]
@@ -62,3 +63,27 @@ pub use template::Template;
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/consumers.md")]
 struct AuthoringGuide;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/patterns/batching.md")]
+struct Batching;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/patterns/connections.md")]
+struct Connections;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/patterns/keyed-order.md")]
+struct KeyedOrder;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/patterns/lanes.md")]
+struct Lanes;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/patterns/metrics.md")]
+struct Metrics;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/patterns/testing.md")]
+struct Testing;

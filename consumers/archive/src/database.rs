@@ -149,7 +149,7 @@ impl TryFrom<String> for Url {
 ///         Database::Sqlite(connection) => Ok(connection.query_row(sql, (), |row| row.get(0))?),
 ///         # #[cfg(feature = "postgres")]
 ///         Database::Postgres(postgres) => {
-///             postgres.run(async |client| Ok(client.query_one(sql, &[]).await?.get(0)))
+///             postgres.run(async |client| client.query_one(sql, &[]).await?.try_get(0))
 ///         }
 ///     }
 /// }
@@ -180,7 +180,7 @@ impl Location {
             _ if self.ca.is_some() && self.tls != Tls::Require => {
                 "`ca` is used only with tls = \"require\""
             }
-            Url::Postgres(url) if self.tls == Tls::Require && url.contains("?host=") => {
+            Url::Postgres(url) if self.tls == Tls::Require && url.contains("host=") => {
                 "a Unix socket is not encrypted; tls = \"require\" needs a host"
             }
             _ => return Ok(()),

@@ -9,11 +9,11 @@
 //!    and the number of its intake. With the setting `id` it is also stored once if several hubs
 //!    took it in.
 //!
-//! What it leaves to others: trying for as long as a full disk or a dead server lasts (`retry =
-//! { attempts = 0 }`, a key of the hub; after its attempts a message is set aside); deleting what is
-//! old; indices for queries by topic (`messages` is a plain table, and whoever queries it often adds
-//! the index that the query needs); and leaving the file alone while the hub runs: SQLite does not
-//! stand a database that is moved away under it.
+//! What it leaves to others: trying for as long as a full disk or a dead server lasts (`retry = {
+//! attempts = 0 }`, a key of the hub; after its attempts a message is set aside); deleting what is
+//! old; indices for queries by topic (`messages` is a plain table, and whoever queries it often
+//! adds the index that the query needs); and leaving the file alone while the hub runs: SQLite does
+//! not stand a database that is moved away under it.
 
 pub mod database;
 #[cfg(feature = "postgres")]
@@ -168,9 +168,11 @@ impl Consumer for Archive {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::fs;
     use std::path::Path;
 
+    use proptest::prelude::*;
     use rusqlite::Connection;
     use weir_consumer::testkit::{Harness, build, conformance, sample_settings};
     use weir_consumer::{Publisher, Verdict};
@@ -398,5 +400,180 @@ mod tests {
             refusal(dir.path()),
             "FILE: file is not a database; choose another file"
         );
+    }
+
+    #[test]
+    fn an_archive_of_version_1_becomes_one_of_version_2() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("archive.db");
+        fs::write(&path, include_bytes!("../tests/fixtures/archive-v1.db")).unwrap();
+        let location = Location::default();
+        let told = query::Reader::open(&location, dir.path(), query::Filter::default());
+        let told = told.err().unwrap().to_string();
+        assert!(told.contains("becomes version 2 when"), "{told}");
+
+        assert_eq!(archive(dir.path()).feed("after", ""), Ok(()));
+        assert_eq!(
+            topics(&reader(dir.path())),
+            [
+                "org.example.a",
+                "org.example.b",
+                "org.example.b",
+                "",
+                "after"
+            ]
+        );
+        let mut archive = query::Reader::open(&location, dir.path(), query::Filter::default());
+        let read = archive.as_mut().ok().unwrap().page().unwrap();
+        let keys: Vec<(i64, &str)> = read.iter().map(|m| (m.seq, m.hub.as_str())).collect();
+        assert_eq!(keys, [(1, ""), (2, ""), (3, ""), (4, ""), (1, "weir")]);
+        assert_eq!(read[1].payload, b"\xff\xfe");
+        let index = "SELECT count(*) FROM sqlite_schema WHERE name = 'by_topic'";
+        let kept: i32 = reader(dir.path())
+            .query_row(index, (), |row| row.get(0))
+            .unwrap();
+        assert_eq!(kept, 1);
+    }
+
+    /// A message with this id of its own.
+    fn message(hub_seq: u64, received_ns: u64, id: &str) -> Message {
+        let payload = format!("{{\"msg_id\": {id}, \"n\": {hub_seq}}}");
+        Message::at_ns("t".into(), payload.into(), received_ns, hub_seq)
+    }
+
+    fn with_ids(data_dir: &Path, hub: &str) -> Archive {
+        let context = Context::new("archive", data_dir, Publisher::nowhere()).in_hub(hub);
+        let settings = Settings {
+            id: Some("/msg_id".into()),
+            timeout: Duration::from_millis(1),
+            ..Settings::default()
+        };
+        super::build(settings, &context).unwrap()
+    }
+
+    #[test]
+    fn an_id_makes_one_of_what_several_hubs_took_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut one, mut other) = (with_ids(dir.path(), "one"), with_ids(dir.path(), "other"));
+        let long = format!("\"{}\"", "x".repeat(ID_MAX + 1));
+        let kept_once = ["\"a\"", "7", "\"7\"", "1.5"];
+        let kept_twice = ["null", "\"\"", "[1]", "\"a\\u0000\"", &long];
+        for (seq, id) in (1..).zip(kept_once.iter().chain(&kept_twice)) {
+            one.consume(&message(seq, seq, id)).unwrap();
+            other.consume(&message(seq + 50, seq + 99, id)).unwrap();
+        }
+        let reader = reader(dir.path());
+        let count = |hub: &str| {
+            let count = "SELECT count(*) FROM messages WHERE hub = ?";
+            reader
+                .query_row(count, [hub], |row| row.get::<_, i64>(0))
+                .unwrap()
+        };
+        // 7 and "7" are the same.
+        assert_eq!(
+            count("one"),
+            (kept_once.len() - 1 + kept_twice.len()) as i64
+        );
+        assert_eq!(count("other"), kept_twice.len() as i64);
+    }
+
+    #[test]
+    fn an_id_has_to_be_a_pointer() {
+        let mistakes = build(&kind(), "id = 'msg_id'", Path::new(""))
+            .err()
+            .unwrap();
+        let text = "archive: `id` has to be a JSON pointer such as \"/msg_id\"";
+        assert_eq!(mistakes[0].to_string(), text);
+    }
+
+    #[test]
+    fn settings_that_do_not_go_together_are_refused() {
+        for (toml, text) in [
+            ("timeout = '0s'", "`timeout` has to be more than no time"),
+            (
+                "password = { env = 'X' }",
+                "`password` is for PostgreSQL only",
+            ),
+            ("ca = 'x.pem'", "`ca` is for PostgreSQL only"),
+            #[cfg(feature = "postgres")]
+            (
+                "url = 'postgres://u@h/d'\nca = 'x.pem'",
+                "`ca` is used only with tls",
+            ),
+            #[cfg(feature = "postgres")]
+            (
+                "url = 'postgres:///d?host=/run'\ntls = 'require'",
+                "a Unix socket is not encrypted",
+            ),
+        ] {
+            let mistakes = build(&kind(), toml, Path::new("")).err().unwrap();
+            let told = mistakes[0].to_string();
+            assert!(told.contains(text), "{told}");
+        }
+    }
+
+    /// What a hub does with an archive, and the world with both.
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Delivers these messages, which may have been delivered before.
+        Deliver(Vec<u64>),
+        /// The same, and the disk is full, or the process ends before the message is settled.
+        Fail(Vec<u64>),
+        /// A new instance, as after a restart.
+        Restart,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let numbers = || prop::collection::vec(0..30_u64, 1..12);
+        prop_oneof![
+            6 => numbers().prop_map(Step::Deliver),
+            2 => numbers().prop_map(Step::Fail),
+            1 => Just(Step::Restart),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_message_is_stored_once(steps in prop::collection::vec(step(), 1..30)) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut archive = with_ids(dir.path(), "hub");
+            let mut model = BTreeSet::new();
+            // Two in three have an id, and every fourth the id of another.
+            let batch = |numbers: &[u64]| -> Vec<Message> {
+                let id = |n: u64| match n % 3 {
+                    0 => "null".to_owned(),
+                    _ => (n - n % 4 / 3).to_string(),
+                };
+                numbers.iter().map(|n| message(*n, 1000 + n / 5, &id(*n))).collect()
+            };
+            let key = |message: &Message| {
+                let id = message.json().unwrap()["msg_id"].as_u64();
+                (id.is_none().then_some(message.seq()), id)
+            };
+            archive.consume(&message(99, 5, "null")).unwrap();
+            let reader = reader(dir.path());
+            for step in steps {
+                match step {
+                    Step::Deliver(numbers) => {
+                        let batch = batch(&numbers);
+                        archive.consume_batch(&batch).unwrap();
+                        model.extend(batch.iter().map(key));
+                    }
+                    Step::Fail(numbers) => {
+                        // Another has the lock: nothing of it is written.
+                        reader.execute_batch("BEGIN IMMEDIATE").unwrap();
+                        let failed = archive.consume_batch(&batch(&numbers)).unwrap_err();
+                        reader.execute_batch("COMMIT").unwrap();
+                        prop_assert_eq!(failed.verdict(), Verdict::Retry);
+                    }
+                    Step::Restart => archive = with_ids(dir.path(), "hub"),
+                }
+                let count = "SELECT count(*) FROM messages";
+                let count: i64 = reader.query_row(count, (), |row| row.get(0)).unwrap();
+                prop_assert_eq!(count, model.len() as i64 + 1);
+            }
+        }
     }
 }

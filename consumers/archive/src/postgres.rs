@@ -30,8 +30,9 @@ use weir_consumer::{Failure, Message, Result};
 use crate::database::{Location, Tls, VERSION};
 
 // Texts are compared byte by byte: as fast as can be, and an index stays right when the operating
-// system learns to sort anew. The key is the primary key, in the order of its columns: messages come in the order of time, so
-// its index grows at its end. No other index but that of message ids; see sqlite.rs for why.
+// system learns to sort anew. The key is the primary key, in the order of its columns: messages
+// come in the order of time, so its index grows at its end. No other index but that of message ids;
+// see sqlite.rs for why.
 const SCHEMA: &str = r#"
     CREATE SCHEMA IF NOT EXISTS weir;
     CREATE TABLE weir.archive (version integer NOT NULL);
@@ -53,6 +54,10 @@ const SCHEMA: &str = r#"
         EXCEPTION WHEN OTHERS THEN RETURN NULL; END';
 "#;
 
+// Measured with messages of 500 bytes, 1000 at a time, on the server's machine, two busy cores:
+// 64,000 and 54,000 a second, with ids 36,000 and 32,000. By binary COPY into a temporary table and
+// from there with the same ON CONFLICT: 44,000 and 38,000, with ids 31,000 and 24,000, and it is
+// more to go wrong.
 const INSERT: &str = "
     INSERT INTO weir.messages (received_ns, seq, hub, topic, message_id, payload)
     SELECT received_ns, seq, $1, topic, message_id, payload
@@ -210,7 +215,7 @@ async fn recognise(transaction: &Transaction<'_>) -> std::result::Result<Found, 
                     EXISTS (SELECT FROM pg_class WHERE relnamespace = to_regnamespace('weir')::oid)";
     let found = transaction.query_one(look, &[]).await?;
     let (encoding, ours, something): (String, bool, bool) =
-        (found.get(0), found.get(1), found.get(2));
+        (found.try_get(0)?, found.try_get(1)?, found.try_get(2)?);
     if encoding != "UTF8" {
         return Ok(Found::Encoding(encoding));
     }
@@ -223,7 +228,7 @@ async fn recognise(transaction: &Transaction<'_>) -> std::result::Result<Found, 
     }
     let version = "SELECT coalesce(max(version), 0)::int4 FROM weir.archive";
     Ok(Found::Archive(
-        transaction.query_one(version, &[]).await?.get(0),
+        transaction.query_one(version, &[]).await?.try_get(0)?,
     ))
 }
 
@@ -408,5 +413,74 @@ fn failure(url: &str, error: &Error) -> Failure {
     match &code.code()[..2] {
         "22" | "23" | "54" => Failure::dead_letter(text),
         _ => Failure::retry(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+
+    use crate::database::Url;
+    use proptest::prelude::*;
+
+    fn problem(url: &str) -> String {
+        Url::try_from(url.to_owned()).unwrap_err()
+    }
+
+    #[test]
+    fn a_url_says_where_and_nothing_else() {
+        for good in [
+            "postgres://weir@db.example.org/weir",
+            "postgresql://weir@db.example.org:5433/weir",
+            "postgres://weir@[::1]/weir",
+            "postgres:///weir?host=/run/postgresql",
+            "postgres://weir@/weir?host=/run/postgresql&port=5433",
+        ] {
+            assert_eq!(
+                Url::try_from(good.to_owned()),
+                Ok(Url::Postgres(good.into()))
+            );
+        }
+        for (wrong, told) in [
+            ("postgres:weir", "no // after the scheme"),
+            ("postgres://", "one host has to be named"),
+            ("postgres://weir@db.example.org", "no database is named"),
+            ("postgres://weir@one,two/weir", "expected postgres://"),
+            ("postgres://weir@db:port/weir", "can't be read"),
+            ("postgres://db/weir?sslmode=require", "the setting `tls`"),
+            (
+                "postgres://db/weir?options=-c",
+                "there is no option \"options\"",
+            ),
+            ("postgres:///weir", "one host has to be named"),
+            ("postgres://db/weir?host=/run", "one host has to be named"),
+        ] {
+            let problem = problem(wrong);
+            assert!(problem.contains(told), "{wrong}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_refused_and_not_shown() {
+        for url in [
+            "postgres://weir:hunter2@db/weir",
+            "postgres://weir:hunter2/x@db/weir",
+            "postgres://weir:hun@ter2@db/weir",
+            "postgres://db/weir?password=hunter2",
+        ] {
+            let problem = problem(url);
+            assert!(!problem.contains("ter2"), "{problem}");
+            assert!(
+                problem.contains("`password`") || problem.contains("password = "),
+                "{problem}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_url_is_judged_without_a_panic(rest in ".*") {
+            let _ = Url::try_from(format!("postgres://{rest}"));
+            let _ = Url::try_from(format!("postgres:{rest}"));
+        }
     }
 }

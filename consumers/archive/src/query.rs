@@ -4,8 +4,8 @@
 //!
 //! 1. Every message that was there at the beginning and that the filter asks for comes once, in the
 //!    order of its time of intake (or in the reverse order).
-//! 2. However large the archive is, no statement looks at more than [`WINDOW`] messages and no page
-//!    has much more than [`PAGE_BYTES`] of them.
+//! 2. However large the archive is, no statement looks at more than `WINDOW` messages and no page
+//!    has much more than `PAGE_BYTES` of them.
 //! 3. Nothing is written, and no archive made.
 //!
 //! What is in payloads is left to [`Predicate`], which sees them the same whatever the database
@@ -183,7 +183,8 @@ impl Reader {
                 let row = client
                     .query_opt(&sql, &[&since, &until, time, seq, hub])
                     .await?;
-                Ok(row.map(|row| Key(row.get(0), row.get(1), row.get(2))))
+                row.map(|row| Ok(Key(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
+                    .transpose()
             }),
         }
     }
@@ -193,9 +194,11 @@ impl Reader {
         let (range, order) = self.range();
         let (since, until) = self.since_until();
         let within = if self.filter.newest { ">=" } else { "<=" };
-        // As bytes: SQLite's functions on texts stop at a NUL.
+        // As bytes: SQLite's functions on texts stop at a NUL. Of no bytes its substr makes NULL.
         let topic = match &self.database {
-            Database::Sqlite(_) => "substr(CAST(topic AS BLOB), 1, length($9)) = $9",
+            Database::Sqlite(_) => {
+                "(length($9) = 0 OR substr(CAST(topic AS BLOB), 1, length($9)) = $9)"
+            }
             #[cfg(feature = "postgres")]
             Database::Postgres(_) => "starts_with(topic, $9)",
         };
@@ -245,11 +248,11 @@ impl Reader {
                             return Ok((page, true));
                         }
                         let stored = Stored {
-                            received_ns: row.get(0),
-                            seq: row.get(1),
-                            hub: row.get(2),
-                            topic: row.get(3),
-                            payload: row.get(4),
+                            received_ns: row.try_get(0)?,
+                            seq: row.try_get(1)?,
+                            hub: row.try_get(2)?,
+                            topic: row.try_get(3)?,
+                            payload: row.try_get(4)?,
                         };
                         bytes += stored.topic.len() + stored.payload.len();
                         page.push(stored);
@@ -430,5 +433,169 @@ impl FromStr for Predicate {
             }
         };
         Ok(Predicate { path, comparison })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+    use weir_consumer::Message;
+
+    use super::*;
+
+    fn predicate(text: &str) -> std::result::Result<Predicate, String> {
+        text.parse()
+    }
+
+    #[test]
+    fn a_predicate_compares_what_is_there() {
+        let json = json!({
+            "n": 7, "big": 9_007_199_254_740_993_i64, "text": "b", "no": null, "list": [1, [2]],
+            "odd \"name\"": true, "f": 1.0
+        });
+        for holds in [
+            "$",
+            "$.n",
+            "$.no",
+            "$.no == null",
+            "$.n==7",
+            "$.n >= 7",
+            "$.n <= 7.0",
+            "$.n != 8",
+            "$.big == 9007199254740993",
+            "$.big != 9007199254740992",
+            "$.f == 1",
+            "$.text < \"c\"",
+            "$.text != 7",
+            "$.list[1][0] == 2",
+            "$.list == [1, [2]]",
+            "$.\"odd \\\"name\\\"\"",
+            " $.n > 6 ",
+        ] {
+            assert!(predicate(holds).unwrap().holds(&json), "{holds}");
+        }
+        for fails in [
+            "$.m",
+            "$.n.m",
+            "$.m != 1",
+            "$.n > 7",
+            "$.n < \"8\"",
+            "$.list[2]",
+            "$.n[0]",
+            "$.list > 0",
+            "$.text == \"B\"",
+        ] {
+            assert!(!predicate(fails).unwrap().holds(&json), "{fails}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_predicate_is_told_from_where_on() {
+        for (wrong, from) in [
+            ("", "it ends too early"),
+            ("n", "\"n\""),
+            ("$n", "\"n\""),
+            ("$.", "\".\""),
+            ("$.a b", "\"b\""),
+            ("$.a = 1", "\"= 1\""),
+            ("$.a ==", "ends too early"),
+            ("$.a == ann", "\"ann\""),
+            ("$[x]", "\"[x]\""),
+            ("$[-1]", "\"[-1]\""),
+            ("$[*]", "\"[*]\""),
+            ("$.\"a", "\".\\\"a\""),
+        ] {
+            let told = predicate(wrong).unwrap_err();
+            assert!(
+                told.contains(from) && told.contains("expected a path"),
+                "{wrong}: {told}"
+            );
+        }
+    }
+
+    fn topic(seq: u64) -> String {
+        ["", "t.0", "t.1", "t.1\0a"][(seq % 4) as usize].into()
+    }
+
+    fn insert(connection: &mut Connection, hub: &str, received_ns: u64, seq: u64) {
+        let topic = topic(seq);
+        let payload = vec![b'x'; (seq % 5 * 20) as usize];
+        let message = Message::at_ns(topic.into(), payload.into(), received_ns, seq);
+        sqlite::insert(connection, hub, &[message], &[None]).unwrap();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_text_is_judged_without_a_panic(text in r#"\$([.\[\]"a0=<>! é\\]|.)*"#) {
+            let _ = predicate(&text);
+        }
+
+        #[test]
+        fn every_message_comes_once_and_in_order(
+            stored in prop::collection::btree_set((0..40_u64, 0..50_u64, 0..3_usize), 0..60),
+            (since, until) in (prop::option::of(0..45_i64), prop::option::of(0..45_i64)),
+            (topic, newest) in (prop_oneof![Just(""), Just("t."), Just("t.1\0"), Just("u")], any::<bool>()),
+        ) {
+            const HUBS: [&str; 3] = ["", "a", "b"];
+            let dir = tempfile::tempdir().unwrap();
+            let location = Location::default();
+            let path = dir.path().join("archive.db");
+            let mut connection =
+                sqlite::connect(&path, location.synchronous, location.timeout).unwrap();
+            for (received_ns, seq, hub) in &stored {
+                insert(&mut connection, HUBS[*hub], *received_ns, *seq);
+            }
+            let filter = Filter { since_ns: since, until_ns: until, topic: topic.into(), newest };
+            let mut reader = Reader::open(&location, dir.path(), filter).unwrap();
+            let mut read = Vec::new();
+            loop {
+                let page = reader.page().unwrap();
+                if page.is_empty() {
+                    break;
+                }
+                let before_last: usize = page[..page.len() - 1]
+                    .iter()
+                    .map(|m| m.topic.len() + m.payload.len())
+                    .sum();
+                prop_assert!(before_last < PAGE_BYTES && page.len() <= WINDOW as usize);
+                let keys = page.iter().map(|m| (m.received_ns, m.seq, m.hub.clone()));
+                read.extend(keys);
+            }
+            prop_assert!(reader.page().unwrap().is_empty());
+            let mut expected: Vec<(i64, i64, String)> = (stored.iter())
+                .map(|(time, seq, hub)| (*time as i64, *seq as i64, HUBS[*hub].to_owned()))
+                .filter(|(time, ..)| since.is_none_or(|since| *time >= since))
+                .filter(|(time, ..)| until.is_none_or(|until| *time < until))
+                .filter(|(_, seq, _)| self::topic(*seq as u64).starts_with(topic))
+                .collect();
+            if newest {
+                expected.reverse();
+            }
+            prop_assert_eq!(read, expected);
+        }
+    }
+
+    #[test]
+    fn what_is_no_archive_is_told_and_none_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Reader::open(&Location::default(), dir.path(), Filter::default());
+        let told = || open().err().unwrap().to_string();
+        assert!(told().contains("there is no archive"), "{}", told());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let path = dir.path().join("archive.db");
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("CREATE TABLE messages (id)").unwrap();
+        assert!(told().contains("is no archive of weir"), "{}", told());
+        other
+            .pragma_update(None, "application_id", i32::from_be_bytes(*b"weir"))
+            .unwrap();
+        other.pragma_update(None, "user_version", 3).unwrap();
+        assert!(told().contains("version 3"), "{}", told());
+        drop(other);
+        std::fs::write(&path, "a letter to a friend, ".repeat(100)).unwrap();
+        assert!(told().contains("not a database"), "{}", told());
     }
 }

@@ -256,10 +256,9 @@ fn sources(sources: &[Source], rate_now: Option<f64>, style: &Style) -> Line<'st
     if refused > 0 {
         alarm(format!(", {} refused", count(refused)));
     }
-    // libzmq does not tell of inproc.
-    let away = endpoints
-        .iter()
-        .filter(|at| at.connections == 0 && !at.endpoint.starts_with("inproc:"));
+    // libzmq does not tell of inproc; and who binds can't miss anybody in particular.
+    let away = (endpoints.iter())
+        .filter(|at| at.connections == 0 && !at.bound && !at.endpoint.starts_with("inproc:"));
     let away: Vec<&str> = away.map(|at| &*at.endpoint).collect();
     match away.first() {
         Some(first) => alarm(format!(
@@ -269,7 +268,10 @@ fn sources(sources: &[Source], rate_now: Option<f64>, style: &Style) -> Line<'st
         )),
         None => {
             let all = some(endpoints.len(), "endpoint");
-            line.push(Span::raw(format!(", {all} connected")));
+            let peers: u64 = endpoints.iter().map(|at| at.connections).sum();
+            let quiet = peers == 0 && endpoints.iter().any(|at| at.bound);
+            let word = if quiet { "listening" } else { "connected" };
+            line.push(Span::raw(format!(", {all} {word}")));
         }
     }
     Line::from(line)

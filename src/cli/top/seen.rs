@@ -28,6 +28,7 @@ pub(super) struct Source {
 #[serde(default)]
 pub(super) struct Endpoint {
     pub(super) endpoint: String,
+    pub(super) bound: bool,
     pub(super) connections: u64,
     pub(super) gaps: u64,
     pub(super) loss: String,

@@ -2,6 +2,8 @@
 //!
 //! Other tests include this file by its path.
 
+#![allow(dead_code)] // none of them uses all of it
+
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;

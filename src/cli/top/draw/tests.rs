@@ -140,6 +140,24 @@ fn a_small_screen_has_who_is_behind_and_until_when() {
 }
 
 #[test]
+fn an_endpoint_that_nobody_has_come_to_yet_is_not_away() {
+    let now = Instant::now();
+    let mut view = view(now);
+    let mut status = status();
+    status["sources"] = json!([{ "source": 0, "received": 0, "refused": {}, "endpoints": [
+        { "endpoint": "tcp://*:9940", "bound": true, "connections": 0, "gaps": 0,
+          "loss": "none_seen" },
+    ] }]);
+    view.hear(
+        News::Status(Ok(serde_json::from_value(status).unwrap())),
+        now,
+    );
+    let lines = shown(&mut view, 80, 24);
+    has(&lines, &["0 received, 1 endpoint listening"]);
+    assert!(!lines.join("").contains("away"), "{lines:?}");
+}
+
+#[test]
 fn a_large_screen_has_all_columns_and_the_past() {
     let lines = shown(&mut view(Instant::now()), 200, 50);
     let titles = "NAME HEALTH STATE DEPTH BEHIND LAG IN/S OUT/S FAILED DEAD FORECAST DEPTH, 10 MIN";
