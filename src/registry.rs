@@ -40,6 +40,7 @@ impl Registry {
         let registry = registry.with(weir_notify::kind());
         registry
             .with(weir_archive::kind())
+            .with(weir_badges::kind())
             .with(weir_exec::kind())
             .with(weir_forward::kind())
             .with(weir_heartbeat::kind())

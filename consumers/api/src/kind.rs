@@ -162,6 +162,23 @@ impl Kind {
         Kind::new(name.into(), Build::Consumer(Arc::new(build)))
     }
 
+    /// A kind of consumer whose builder gets its settings as they were written.
+    ///
+    /// For a kind that finds more mistakes than a struct's [`parse`](Settings::parse) does, each
+    /// with a place of its own, such as in further files that its settings name.
+    pub fn consumer_from_settings<C: Consumer + 'static>(
+        name: impl Into<String>,
+        build: impl Fn(&Settings, &Context) -> std::result::Result<C, Vec<Mistake>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        let build = move |settings: &Settings, context: &Context| -> Built<dyn Consumer> {
+            Ok(Box::new(build(settings, context)?))
+        };
+        Kind::new(name.into(), Build::Consumer(Arc::new(build)))
+    }
+
     /// A kind of producer.
     pub fn producer<S: DeserializeOwned, P: Producer + 'static>(
         name: impl Into<String>,

@@ -137,9 +137,10 @@ impl Settings {
     /// The first syntax error: what follows it can't be read.
     pub fn from_toml(text: &str, source: &str) -> Result<Self, Mistake> {
         let source: Arc<str> = source.into();
+        let breaks = text.bytes().enumerate().filter(|(_, b)| *b == b'\n');
         let lines = Lines {
             source: source.clone(),
-            text,
+            starts: breaks.map(|(at, _)| at + 1).collect(),
         };
         let document = Document::parse(text).map_err(|error| Mistake {
             origin: lines.origin(error.span().map(|span| span.start)),
@@ -472,23 +473,18 @@ pub fn size<'de, D: de::Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
 }
 
 /// Turns what the TOML parser read into a tree with lines and columns.
-struct Lines<'t> {
+struct Lines {
     source: Arc<str>,
-    text: &'t str,
+    /// Where the lines begin, but the first: files of rules have thousands, and each value a place.
+    starts: Vec<usize>,
 }
 
-impl Lines<'_> {
+impl Lines {
     fn origin(&self, offset: Option<usize>) -> Origin {
         let place = offset.map(|offset| {
-            let before = &self.text.as_bytes()[..offset.min(self.text.len())];
-            let line_start = before
-                .iter()
-                .rposition(|b| *b == b'\n')
-                .map_or(0, |at| at + 1);
-            (
-                before.iter().filter(|b| **b == b'\n').count() + 1,
-                offset - line_start + 1,
-            )
+            let breaks = self.starts.partition_point(|start| *start <= offset);
+            let line_start = self.starts[..breaks].last().copied().unwrap_or(0);
+            (breaks + 1, offset - line_start + 1)
         });
         Origin {
             source: self.source.clone(),
