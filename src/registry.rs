@@ -36,6 +36,10 @@ impl Registry {
         for kind in weir_log::kinds() {
             registry = registry.with(kind);
         }
+        #[cfg(feature = "irc")]
+        {
+            registry = registry.with(weir_irc::kind());
+        }
         registry
             .with(weir_archive::kind())
             .with(weir_heartbeat::kind())

@@ -9,9 +9,10 @@ use crate::support::registry;
 
 fn pages() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let docs = std::fs::read_dir(root.join("docs"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
+    let docs = ["docs", "docs/kinds"].into_iter().flat_map(|directory| {
+        let entries = std::fs::read_dir(root.join(directory)).unwrap();
+        entries.map(|entry| entry.unwrap().path())
+    });
     let pages = docs.filter(|path| path.extension().is_some_and(|end| end == "md"));
     pages
         .chain([root.join("README.md")])

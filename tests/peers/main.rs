@@ -7,6 +7,8 @@ mod browser;
 mod collectd;
 mod dashboards;
 mod figures;
+#[cfg(feature = "irc")]
+mod irc;
 mod moksha;
 mod prometheus;
 mod statsd;

@@ -21,7 +21,7 @@ use weir_consumer::{Failure, Result};
 
 use crate::Server;
 use crate::line::{Target, pieces};
-use crate::pace::Pace;
+use crate::pace::{LINES_TO_HEAR, LINES_TO_KNOCK, Pace};
 use crate::server::{Address, Nick};
 use crate::session::{Door, Heard, Session};
 
@@ -50,13 +50,13 @@ pub struct Connection {
 struct Shared {
     server: Server,
     data_dir: PathBuf,
+    /// Channels to be in, by their folded names. Never locked for longer than a look.
+    channels: Mutex<BTreeMap<String, Target>>,
     state: Mutex<State>,
 }
 
 struct State {
     session: Option<Session>,
-    /// Channels to be in, by their folded names.
-    channels: BTreeMap<String, Target>,
     pace: Pace,
     /// When `tick` may connect again, and how long it waits after that.
     connect_due: Instant,
@@ -85,9 +85,9 @@ impl Connection {
         let shared = Arc::new(Shared {
             server: server.clone(),
             data_dir: data_dir.to_owned(),
+            channels: Mutex::default(),
             state: Mutex::new(State {
                 session: None,
-                channels: BTreeMap::new(),
                 pace: Pace::new(server.line_rate.per_second, server.line_burst.0, now),
                 connect_due: now,
                 pause: PAUSE_MIN,
@@ -159,13 +159,20 @@ impl Connection {
 
     /// Has `tick` join this channel from the beginning, and not only when something is said there.
     pub(crate) fn stay_in(&self, channel: &Target) {
-        let mut state = self.shared.state.lock();
-        (state.channels).insert(channel.folded.clone(), channel.clone());
+        self.shared.stay_in(channel);
     }
 
-    /// Whether there is a connection now, as far as it is known.
-    pub(crate) fn is_open(&self) -> bool {
-        (self.shared.state.try_lock()).is_some_and(|state| state.session.is_some())
+    /// Whether there is a connection, as far as can be seen until then.
+    pub(crate) fn is_open(&self, until: Instant) -> bool {
+        let state = self.shared.state.try_lock_until(until);
+        state.is_some_and(|state| state.session.is_some())
+    }
+}
+
+impl Shared {
+    fn stay_in(&self, channel: &Target) {
+        let mut channels = self.channels.lock();
+        channels.insert(channel.folded.clone(), channel.clone());
     }
 }
 
@@ -238,7 +245,13 @@ impl State {
                 return Ok(Posted::Empty);
             }
             if target.is_channel() {
-                match session.enter(target, until)? {
+                if session.may_knock(target) {
+                    if let Some(why) = turn(session, pace, LINES_TO_KNOCK, until)? {
+                        return Ok(Posted::Not(why));
+                    }
+                    session.knock(target, until)?;
+                }
+                match session.door(target, until)? {
                     Door::Open => {}
                     Door::Closed(why) => return Ok(Posted::Not(why)),
                     Door::NotYet => {
@@ -246,16 +259,8 @@ impl State {
                     }
                 }
             }
-            while let Err(wait) = pace.take(pieces.len(), Instant::now()) {
-                let then = Instant::now() + wait;
-                if then > until {
-                    return Ok(Posted::Not(format!(
-                        "`line_rate` lets the next {} lines go in {:.1} s",
-                        pieces.len(),
-                        wait.as_secs_f64()
-                    )));
-                }
-                session.listen(then)?;
+            if let Some(why) = turn(session, pace, pieces.len() + LINES_TO_HEAR, until)? {
+                return Ok(Posted::Not(why));
             }
             let said = Instant::now();
             let until = said + server.timeout;
@@ -274,8 +279,7 @@ impl State {
         match posted? {
             Posted::Yes(lines) => {
                 if target.is_channel() {
-                    let channels = &mut self.channels;
-                    channels.insert(target.folded.clone(), target.clone());
+                    shared.stay_in(target);
                 }
                 Ok(lines)
             }
@@ -295,17 +299,21 @@ impl State {
             return;
         }
         let until = now + server.timeout;
-        let channels: Vec<Target> = self.channels.values().cloned().collect();
-        let kept = self.with(shared, until, |session, _| {
+        let channels: Vec<Target> = shared.channels.lock().values().cloned().collect();
+        let kept = self.with(shared, until, |session, pace| {
             let patience = if had { LISTEN } else { server.timeout };
             if !session.register(&shared.data_dir, Instant::now() + patience)? {
                 return Ok(());
             }
             session.listen(Instant::now() + LISTEN)?;
             session.keep(until)?;
-            channels
-                .iter()
-                .try_for_each(|channel| session.knock(channel, until))
+            // Those for which there is no line left now have their turn with a later tick.
+            for channel in &channels {
+                if session.may_knock(channel) && pace.take(LINES_TO_KNOCK, now).is_ok() {
+                    session.knock(channel, until)?;
+                }
+            }
+            Ok(())
         });
         match kept {
             Ok(()) if !had => info!(server = %server.server, nick = server.nick.0, "connected"),
@@ -313,6 +321,26 @@ impl State {
             Err(cause) => warn!(%cause, again_in = ?self.pause, "no connection"),
         }
     }
+}
+
+/// Waits until so many lines may go, or says why they can't before that time.
+fn turn(
+    session: &mut Session,
+    pace: &mut Pace,
+    lines: usize,
+    until: Instant,
+) -> Result<Option<String>> {
+    while let Err(wait) = pace.take(lines, Instant::now()) {
+        let then = Instant::now() + wait;
+        if then > until {
+            return Ok(Some(format!(
+                "`line_rate` lets the next {lines} lines go in {:.1} s",
+                wait.as_secs_f64()
+            )));
+        }
+        session.listen(then)?;
+    }
+    Ok(None)
 }
 
 /// How an attempt to post ended while the connection lasts.
@@ -395,7 +423,7 @@ mod tests {
     #[test]
     fn a_text_can_not_become_a_command() {
         let fake = Fake::honest();
-        let irc = connect(&fake, "line_burst = 100\nlines_max = 100\nnotice = true");
+        let irc = connect(&fake, "line_burst = 100\nlines_max = 99\nnotice = true");
         irc.post("#a", "a\r\nQUIT :b\nJOIN #c\0\rd\u{1}VERSION\u{1}\u{85}e")
             .unwrap();
         assert_eq!(

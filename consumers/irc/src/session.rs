@@ -101,7 +101,7 @@ pub(crate) enum Heard {
     NotSaid,
 }
 
-/// How a channel stands after it was asked to let us in.
+/// How a channel stands with us.
 pub(crate) enum Door {
     Open,
     Closed(String),
@@ -184,9 +184,8 @@ impl Session {
         room(&self.nick, username, command, &target.name)
     }
 
-    /// Enters a channel; nothing is sent when we are in it.
-    pub(crate) fn enter(&mut self, channel: &Target, until: Instant) -> Result<Door> {
-        self.knock(channel, until)?;
+    /// How we stand with a channel, when it has answered if it was asked.
+    pub(crate) fn door(&mut self, channel: &Target, until: Instant) -> Result<Door> {
         loop {
             match self.channels.get(&channel.folded) {
                 Some(Channel::In) => return Ok(Door::Open),
@@ -197,8 +196,7 @@ impl Session {
                     return Ok(Door::Open);
                 }
                 Some(Channel::Asked(_)) => {}
-                // It has left the table only if there are too many.
-                None => return Ok(Door::Closed("too many channels".into())),
+                None => return Ok(Door::Closed("not in the channel".into())),
             }
             if !self.one(until)? {
                 return Ok(Door::NotYet);
@@ -206,14 +204,18 @@ impl Session {
         }
     }
 
-    /// Asks to be let into a channel, unless we are in it, have asked, or have to leave it alone.
-    pub(crate) fn knock(&mut self, channel: &Target, until: Instant) -> Result {
+    /// Whether to ask to be let into a channel: we are not in it, have not asked, and need not leave
+    /// it alone.
+    pub(crate) fn may_knock(&self, channel: &Target) -> bool {
         match self.channels.get(&channel.folded) {
-            Some(Channel::In | Channel::Asked(_)) => return Ok(()),
-            Some(Channel::Out { again, .. }) if *again > Instant::now() => return Ok(()),
-            None if self.channels.len() == CHANNELS_MAX => return Ok(()),
-            _ => {}
+            Some(Channel::In | Channel::Asked(_)) => false,
+            Some(Channel::Out { again, .. }) => *again <= Instant::now(),
+            None => self.channels.len() < CHANNELS_MAX,
         }
+    }
+
+    /// Asks to be let into a channel: `LINES_TO_KNOCK`.
+    pub(crate) fn knock(&mut self, channel: &Target, until: Instant) -> Result {
         let key = channel.key.as_ref().map(|key| format!(" {key}"));
         let key = key.unwrap_or_default();
         let ping = self.ping();
