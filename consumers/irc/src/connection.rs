@@ -303,7 +303,7 @@ impl State {
         let kept = self.with(shared, until, |session, pace| {
             let patience = if had { LISTEN } else { server.timeout };
             if !session.register(&shared.data_dir, Instant::now() + patience)? {
-                return Ok(());
+                return Ok(false);
             }
             session.listen(Instant::now() + LISTEN)?;
             session.keep(until)?;
@@ -313,11 +313,11 @@ impl State {
                     session.knock(channel, until)?;
                 }
             }
-            Ok(())
+            Ok(true)
         });
         match kept {
-            Ok(()) if !had => info!(server = %server.server, nick = server.nick.0, "connected"),
-            Ok(()) => {}
+            Ok(true) if !had => info!(server = %server.server, nick = server.nick.0, "connected"),
+            Ok(_) => {}
             Err(cause) => warn!(%cause, again_in = ?self.pause, "no connection"),
         }
     }
@@ -785,6 +785,63 @@ mod tests {
             irc.tick();
             fake.seen().iter().filter(|line| *line == "JOIN #a").count() == 2
         });
+    }
+
+    #[test]
+    fn many_channels_are_joined_at_the_pace_of_lines() {
+        let fake = Fake::honest();
+        let toml = fake.toml().replace("1000/s", "1/min");
+        let server = weir_consumer::settings::Settings::from_toml(&toml, "t").unwrap();
+        let irc = Connection::shared(&server.parse().unwrap(), Path::new(""));
+        for number in 0..20 {
+            irc.stay_in(&format!("#{number}").parse().unwrap());
+        }
+        irc.tick();
+        irc.tick();
+        let told = retried(irc.post("#a", "1"));
+        assert!(
+            told.starts_with("#a: `line_rate` lets the next 2 lines go in"),
+            "{told}"
+        );
+        drop(irc);
+        eventually("it says that it goes", || {
+            fake.seen().contains(&"QUIT :weir".into())
+        });
+        let joins = fake
+            .seen()
+            .iter()
+            .filter(|line| line.starts_with("JOIN"))
+            .count();
+        assert_eq!(joins, 3); // of six lines, with the PING after each
+    }
+
+    #[test]
+    fn whatever_comes_it_goes_on() {
+        let fake = Fake::honest();
+        let irc = connect(&fake, "");
+        irc.post("#a", "1").unwrap();
+        let many = format!("404 weir{}\r\n", " #a".repeat(1000));
+        for garbage in [
+            "\r\n\n\r\n \r\n",
+            ":\r\n@\r\n@a\r\n:a\r\n: : :\r\n",
+            "PING\r\nPONG\r\nJOIN\r\nKICK\r\nNICK\r\nKILL\r\nFAIL\r\nCAP\r\nPART\r\n",
+            "001\r\n404\r\n433\r\n471 weir\r\n903\r\nAUTHENTICATE +\r\n",
+            "PONG :weir-99999999999999999999\r\nPONG :weir-18446744073709551615\r\nPONG :weir-x\r\n",
+            ":weir!u@h KICK #a\r\n:x!u@h KICK #a weir\r\n:weir!u@h PART #a\r\n",
+            ":weir!u@h NICK :\r\n:weir!u@h NICK somebody\r\n:somebody!u@h JOIN #unasked\r\n",
+            &many,
+        ] {
+            fake.interject(garbage);
+            eventually("it is said", || irc.post("#a", "2").is_ok());
+        }
+        fake.interject_bytes(b"\xff\xfe\0\0 \xc3\r\n");
+        irc.post("#a", "3").unwrap();
+        let users = fake
+            .seen()
+            .iter()
+            .filter(|line| line.starts_with("USER"))
+            .count();
+        assert_eq!(users, 1, "none of it ends the connection");
     }
 
     #[test]
