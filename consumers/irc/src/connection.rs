@@ -765,6 +765,28 @@ mod tests {
         });
     }
 
+    /// Invariant 3.
+    #[test]
+    fn a_trickle_does_not_stretch_the_time() {
+        let fake = answering("USER", "");
+        let irc = connect(&fake, "timeout = '50ms'");
+        let slow = "#a: the registration takes its time";
+        assert_eq!(retried(irc.post("#a", "1")), slow);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(SeqCst) {
+                    fake.interject("x");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            // A time-out that begins anew with each byte would end only with the longest line.
+            let told = irc.post("#a", "1").unwrap_err().to_string();
+            done.store(true, SeqCst);
+            assert!(told.ends_with(slow), "{told}");
+        });
+    }
+
     #[test]
     fn an_idle_connection_is_kept_and_one_that_is_dead_is_noticed() {
         let fake = Fake::start(|connection, line| match line.starts_with("PING") {
