@@ -20,8 +20,8 @@ use crate::wire::Wire;
 /// How long a server may be silent before it is asked, how long after that until it is given up,
 /// and how long registration may take; some servers look up names and ask for identities first.
 const SILENCE_MAX: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 60 });
-const ANSWER_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
-const REGISTRATION_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
+const ANSWER_MAX: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 30 });
+const REGISTRATION_MAX: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
 /// How long a channel that did not let us in, or threw us out, is left alone.
 const CHANNEL_PAUSE: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 10 });
 /// How often a nick that somebody else had is asked for again.
@@ -30,6 +30,8 @@ const NICK_PAUSE: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 60 }
 const NICKS_MAX: usize = 5;
 /// The channels that are remembered; servers allow fewer.
 const CHANNELS_MAX: usize = 1000;
+/// How long sending may take at least: it waits only for a server that has long stopped reading.
+const SEND_TIME: Duration = Duration::from_secs(1);
 /// Time for a farewell.
 const QUIT_TIME: Duration = Duration::from_millis(200);
 /// A line of SASL has no more.
@@ -314,6 +316,9 @@ impl Session {
     }
 
     fn send(&mut self, lines: &str, until: Instant) -> Result {
+        // A line that is half sent can't be finished later. So what there is to send, such as the
+        // answer to a PING that was read in the last instant, has a time of its own.
+        let until = until.max(Instant::now() + SEND_TIME);
         (self.wire.send(lines, until)).map_err(|why| self.over(&why))
     }
 
