@@ -36,6 +36,8 @@ impl Registry {
         for kind in weir_log::kinds() {
             registry = registry.with(kind);
         }
+        #[cfg(feature = "irc")]
+        let registry = registry.with(weir_irc::kind());
         #[cfg(feature = "notify")]
         let registry = registry.with(weir_notify::kind());
         registry

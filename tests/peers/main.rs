@@ -10,6 +10,8 @@ mod dashboards;
 #[cfg(feature = "fedmsg")]
 mod fedmsg;
 mod figures;
+#[cfg(feature = "irc")]
+mod irc;
 mod moksha;
 mod new;
 #[cfg(feature = "notify")]

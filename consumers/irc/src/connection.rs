@@ -3,7 +3,7 @@
 //! 1. Two handles for an equal server and nick are one connection: a network sees one client.
 //! 2. `Ok` of [`Connection::post`] means that the server has answered what was said; whatever may
 //!    have been lost on the way is said again by whoever asks again.
-//! 3. No call takes longer than twice the `timeout`, whatever the server does.
+//! 3. No call takes longer than twice the `timeout` (and a second, if the server stops reading).
 //! 4. The pace is kept across connections: losing one does not make us a flood.
 //!
 //! There is no thread: what comes from the server is read when somebody posts, and by `tick`.
@@ -21,7 +21,7 @@ use weir_consumer::{Failure, Result};
 
 use crate::Server;
 use crate::line::{Target, pieces};
-use crate::pace::Pace;
+use crate::pace::{LINES_TO_HEAR, LINES_TO_KNOCK, Pace};
 use crate::server::{Address, Nick};
 use crate::session::{Door, Heard, Session};
 
@@ -50,13 +50,13 @@ pub struct Connection {
 struct Shared {
     server: Server,
     data_dir: PathBuf,
+    /// Channels to be in, by their folded names. Never locked for longer than a look.
+    channels: Mutex<BTreeMap<String, Target>>,
     state: Mutex<State>,
 }
 
 struct State {
     session: Option<Session>,
-    /// Channels to be in, by their folded names.
-    channels: BTreeMap<String, Target>,
     pace: Pace,
     /// When `tick` may connect again, and how long it waits after that.
     connect_due: Instant,
@@ -85,9 +85,9 @@ impl Connection {
         let shared = Arc::new(Shared {
             server: server.clone(),
             data_dir: data_dir.to_owned(),
+            channels: Mutex::default(),
             state: Mutex::new(State {
                 session: None,
-                channels: BTreeMap::new(),
                 pace: Pace::new(server.line_rate.per_second, server.line_burst.0, now),
                 connect_due: now,
                 pause: PAUSE_MIN,
@@ -104,7 +104,7 @@ impl Connection {
     ///
     /// The target is a channel (`"#weir"`, or with its key `"#weir key"`), which is joined, or a
     /// nick. Connects if need be. A text of several lines becomes as many lines, at most
-    /// `lines_max`. Takes at most twice `timeout`.
+    /// `lines_max`. Takes twice `timeout` at most, and a second if the server stops reading.
     ///
     /// # Errors
     /// [`Verdict::Retry`](weir_consumer::Verdict::Retry) on all that may pass: no connection, not
@@ -159,13 +159,20 @@ impl Connection {
 
     /// Has `tick` join this channel from the beginning, and not only when something is said there.
     pub(crate) fn stay_in(&self, channel: &Target) {
-        let mut state = self.shared.state.lock();
-        (state.channels).insert(channel.folded.clone(), channel.clone());
+        self.shared.stay_in(channel);
     }
 
-    /// Whether there is a connection now, as far as it is known.
-    pub(crate) fn is_open(&self) -> bool {
-        (self.shared.state.try_lock()).is_some_and(|state| state.session.is_some())
+    /// Whether there is a connection, as far as can be seen until then.
+    pub(crate) fn is_open(&self, until: Instant) -> bool {
+        let state = self.shared.state.try_lock_until(until);
+        state.is_some_and(|state| state.session.is_some())
+    }
+}
+
+impl Shared {
+    fn stay_in(&self, channel: &Target) {
+        let mut channels = self.channels.lock();
+        channels.insert(channel.folded.clone(), channel.clone());
     }
 }
 
@@ -238,7 +245,13 @@ impl State {
                 return Ok(Posted::Empty);
             }
             if target.is_channel() {
-                match session.enter(target, until)? {
+                if session.may_knock(target) {
+                    if let Some(why) = turn(session, pace, LINES_TO_KNOCK, until)? {
+                        return Ok(Posted::Not(why));
+                    }
+                    session.knock(target, until)?;
+                }
+                match session.door(target, until)? {
                     Door::Open => {}
                     Door::Closed(why) => return Ok(Posted::Not(why)),
                     Door::NotYet => {
@@ -246,16 +259,8 @@ impl State {
                     }
                 }
             }
-            while let Err(wait) = pace.take(pieces.len(), Instant::now()) {
-                let then = Instant::now() + wait;
-                if then > until {
-                    return Ok(Posted::Not(format!(
-                        "`line_rate` lets the next {} lines go in {:.1} s",
-                        pieces.len(),
-                        wait.as_secs_f64()
-                    )));
-                }
-                session.listen(then)?;
+            if let Some(why) = turn(session, pace, pieces.len() + LINES_TO_HEAR, until)? {
+                return Ok(Posted::Not(why));
             }
             let said = Instant::now();
             let until = said + server.timeout;
@@ -274,8 +279,7 @@ impl State {
         match posted? {
             Posted::Yes(lines) => {
                 if target.is_channel() {
-                    let channels = &mut self.channels;
-                    channels.insert(target.folded.clone(), target.clone());
+                    shared.stay_in(target);
                 }
                 Ok(lines)
             }
@@ -295,24 +299,48 @@ impl State {
             return;
         }
         let until = now + server.timeout;
-        let channels: Vec<Target> = self.channels.values().cloned().collect();
-        let kept = self.with(shared, until, |session, _| {
+        let channels: Vec<Target> = shared.channels.lock().values().cloned().collect();
+        let kept = self.with(shared, until, |session, pace| {
             let patience = if had { LISTEN } else { server.timeout };
             if !session.register(&shared.data_dir, Instant::now() + patience)? {
-                return Ok(());
+                return Ok(false);
             }
             session.listen(Instant::now() + LISTEN)?;
             session.keep(until)?;
-            channels
-                .iter()
-                .try_for_each(|channel| session.knock(channel, until))
+            // Those for which there is no line left now have their turn with a later tick.
+            for channel in &channels {
+                if session.may_knock(channel) && pace.take(LINES_TO_KNOCK, now).is_ok() {
+                    session.knock(channel, until)?;
+                }
+            }
+            Ok(true)
         });
         match kept {
-            Ok(()) if !had => info!(server = %server.server, nick = server.nick.0, "connected"),
-            Ok(()) => {}
+            Ok(true) if !had => info!(server = %server.server, nick = server.nick.0, "connected"),
+            Ok(_) => {}
             Err(cause) => warn!(%cause, again_in = ?self.pause, "no connection"),
         }
     }
+}
+
+/// Waits until so many lines may go, or says why they can't before that time.
+fn turn(
+    session: &mut Session,
+    pace: &mut Pace,
+    lines: usize,
+    until: Instant,
+) -> Result<Option<String>> {
+    while let Err(wait) = pace.take(lines, Instant::now()) {
+        let then = Instant::now() + wait;
+        if then > until {
+            return Ok(Some(format!(
+                "`line_rate` lets the next {lines} lines go in {:.1} s",
+                wait.as_secs_f64()
+            )));
+        }
+        session.listen(then)?;
+    }
+    Ok(None)
 }
 
 /// How an attempt to post ended while the connection lasts.
@@ -395,7 +423,7 @@ mod tests {
     #[test]
     fn a_text_can_not_become_a_command() {
         let fake = Fake::honest();
-        let irc = connect(&fake, "line_burst = 100\nlines_max = 100\nnotice = true");
+        let irc = connect(&fake, "line_burst = 100\nlines_max = 99\nnotice = true");
         irc.post("#a", "a\r\nQUIT :b\nJOIN #c\0\rd\u{1}VERSION\u{1}\u{85}e")
             .unwrap();
         assert_eq!(
@@ -737,6 +765,28 @@ mod tests {
         });
     }
 
+    /// Invariant 3.
+    #[test]
+    fn a_trickle_does_not_stretch_the_time() {
+        let fake = answering("USER", "");
+        let irc = connect(&fake, "timeout = '50ms'");
+        let slow = "#a: the registration takes its time";
+        assert_eq!(retried(irc.post("#a", "1")), slow);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(SeqCst) {
+                    fake.interject("x");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            // A time-out that begins anew with each byte would end only with the longest line.
+            let told = irc.post("#a", "1").unwrap_err().to_string();
+            done.store(true, SeqCst);
+            assert!(!told.contains("a line of more than"), "{told}");
+        });
+    }
+
     #[test]
     fn an_idle_connection_is_kept_and_one_that_is_dead_is_noticed() {
         let fake = Fake::start(|connection, line| match line.starts_with("PING") {
@@ -757,6 +807,87 @@ mod tests {
             irc.tick();
             fake.seen().iter().filter(|line| *line == "JOIN #a").count() == 2
         });
+    }
+
+    #[test]
+    fn many_channels_are_joined_at_the_pace_of_lines() {
+        let fake = Fake::honest();
+        let toml = fake.toml().replace("1000/s", "1/min");
+        let server = weir_consumer::settings::Settings::from_toml(&toml, "t").unwrap();
+        let irc = Connection::shared(&server.parse().unwrap(), Path::new(""));
+        for number in 0..20 {
+            irc.stay_in(&format!("#{number}").parse().unwrap());
+        }
+        irc.tick();
+        irc.tick();
+        let told = retried(irc.post("#a", "1"));
+        assert!(
+            told.starts_with("#a: `line_rate` lets the next 2 lines go in"),
+            "{told}"
+        );
+        drop(irc);
+        eventually("it says that it goes", || {
+            fake.seen().contains(&"QUIT :weir".into())
+        });
+        let joins = fake
+            .seen()
+            .iter()
+            .filter(|line| line.starts_with("JOIN"))
+            .count();
+        assert_eq!(joins, 3); // of six lines, with the PING after each
+    }
+
+    #[test]
+    fn whatever_comes_it_goes_on() {
+        let fake = Fake::honest();
+        let irc = connect(&fake, "");
+        irc.post("#a", "1").unwrap();
+        let many = format!("404 weir{}\r\n", " #a".repeat(1000));
+        for garbage in [
+            "\r\n\n\r\n \r\n",
+            ":\r\n@\r\n@a\r\n:a\r\n: : :\r\n",
+            "PING\r\nPONG\r\nJOIN\r\nKICK\r\nNICK\r\nKILL\r\nFAIL\r\nCAP\r\nPART\r\n",
+            "001\r\n404\r\n433\r\n471 weir\r\n903\r\nAUTHENTICATE +\r\n",
+            "PONG :weir-99999999999999999999\r\nPONG :weir-18446744073709551615\r\nPONG :weir-x\r\n",
+            ":weir!u@h KICK #a\r\n:x!u@h KICK #a weir\r\n:weir!u@h PART #a\r\n",
+            ":weir!u@h NICK :\r\n:weir!u@h NICK somebody\r\n:somebody!u@h JOIN #unasked\r\n",
+            &many,
+        ] {
+            fake.interject(garbage);
+            eventually("it is said", || irc.post("#a", "2").is_ok());
+        }
+        fake.interject_bytes(b"\xff\xfe\0\0 \xc3\r\n");
+        irc.post("#a", "3").unwrap();
+        let users = fake
+            .seen()
+            .iter()
+            .filter(|line| line.starts_with("USER"))
+            .count();
+        assert_eq!(users, 1, "none of it ends the connection");
+    }
+
+    /// The time for reading is over before all of them are answered.
+    #[test]
+    fn pings_are_answered_however_many_and_late() {
+        const PINGS: usize = 5000;
+        let fake = Fake::honest();
+        let irc = connect(&fake, "");
+        irc.post("#a", "1").unwrap();
+        let pings: String = (1..=PINGS)
+            .map(|number| format!("PING :{number}\r\n"))
+            .collect();
+        fake.interject(&pings);
+        let last = format!("PONG :{PINGS}");
+        eventually("all are answered", || {
+            irc.tick();
+            fake.seen().contains(&last)
+        });
+        let users = fake
+            .seen()
+            .iter()
+            .filter(|line| line.starts_with("USER"))
+            .count();
+        assert_eq!(users, 1, "the connection was given up");
     }
 
     #[test]

@@ -99,9 +99,13 @@ impl Fake {
 
     /// Sends something of its own accord.
     pub(crate) fn interject(&self, text: &str) {
+        self.interject_bytes(text.as_bytes());
+    }
+
+    pub(crate) fn interject_bytes(&self, bytes: &[u8]) {
         let mut connected = self.connection();
         let stream = connected.as_mut().unwrap();
-        stream.write_all(text.as_bytes()).unwrap();
+        stream.write_all(bytes).unwrap();
     }
 
     fn connection(&self) -> MutexGuard<'_, Option<TcpStream>> {

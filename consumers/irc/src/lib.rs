@@ -27,7 +27,7 @@ mod fake;
 
 mod connection;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use metrics::counter;
 use serde::Deserialize;
@@ -199,7 +199,7 @@ impl Consumer for Irc {
     fn tick(&mut self) -> Result {
         self.connection.tick();
         // While there is no connection, what is held waits; the connection says why.
-        if self.connection.is_open() {
+        if self.connection.is_open(Instant::now()) {
             self.tell(Some(Instant::now()), self.connection.patience())?;
         }
         Ok(())
@@ -257,12 +257,16 @@ impl Irc {
     }
 }
 
-/// Tells what is held, if it costs no more than saying it.
+/// Time for a farewell: whoever ends may have waited for the server just before.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Tells what is held, if there is a connection for it.
 impl Drop for Irc {
     fn drop(&mut self) {
-        if self.connection.is_open() {
+        let until = Instant::now() + FAREWELL;
+        if !self.flood.due(None).is_empty() && self.connection.is_open(until) {
             // A failure has nobody left to be told to.
-            let _ = self.tell(None, self.connection.patience());
+            let _ = self.tell(None, until);
         }
     }
 }
@@ -356,7 +360,7 @@ mod tests {
                  \"irc.libera.chat:6697\" or \"[::1]:6667\", found \"irc.libera.chat\"",
                 "irc:7:8: connection.nick: \"a b\" is no nick: it has letters, digits and \
                  -[]\\`_^{|}, and begins with neither a digit nor a `-`",
-                "irc:8:13: connection.line_rate: expected a rate such as \"30/min\" or \"2/s\", at \
+                "irc:8:13: connection.line_rate: expected a rate such as \"60/min\" or \"2/s\", at \
                  least one a minute, found \"30\"",
                 "irc:9:14: connection.line_burst: expected 1 to 100 lines, found 0",
                 "irc:10:12: connection.username: expected one word without `@` and `!`, found \
@@ -371,7 +375,7 @@ mod tests {
         let connection = "[connection]\nserver = '[::1]:6697'\nnick = 'weir'";
         let with = |more: &str| mistakes(&format!("channels = ['#a']\n{connection}\n{more}"));
         assert!(mistakes(connection)[0].contains("there is nowhere to post"));
-        assert!(with("lines_max = 5")[0].contains("more than `line_burst` (4)"));
+        assert!(with("lines_max = 6")[0].contains("less than `line_burst` (6)"));
         assert!(with("tls = false\nca = 'a'")[0].contains("for `tls = true`"));
         let external = "sasl = { account = 'a' }";
         assert!(with(external)[0].contains("by the `certificate`, and there is none"));

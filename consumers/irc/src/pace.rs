@@ -2,6 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+/// What a JOIN takes, and what a text takes besides its own lines: the PINGs after them.
+pub(crate) const LINES_TO_KNOCK: usize = 2;
+pub(crate) const LINES_TO_HEAR: usize = 1;
+
 /// Lets `burst` lines go at once and then so many a second.
 #[derive(Debug)]
 pub(crate) struct Pace {

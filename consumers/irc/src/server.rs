@@ -8,6 +8,8 @@ use serde::{Deserialize, Deserializer};
 use weir_consumer::Secret;
 use weir_consumer::settings::duration;
 
+use crate::pace::LINES_TO_HEAR;
+
 /// The settings of a connection: which server, as whom, and how fast.
 ///
 /// In a configuration it is a table; all but `server` and `nick` have defaults, which the kind's
@@ -49,12 +51,12 @@ pub struct Server {
     #[serde(default)]
     pub(crate) notice: bool,
     /// How many lines a text takes at most.
-    #[serde(default = "two")]
+    #[serde(default = "three")]
     pub(crate) lines_max: Count,
     #[serde(default)]
     pub(crate) line_rate: LineRate,
     /// How many lines go at once before the rate holds.
-    #[serde(default = "four")]
+    #[serde(default = "six")]
     pub(crate) line_burst: Count,
     /// How long a call waits for its turn and the server before it gives up, and how long for the
     /// answer to what it said.
@@ -70,12 +72,12 @@ fn weir<T: From<&'static str>>() -> T {
     "weir".into()
 }
 
-fn two() -> Count {
-    Count(2)
+fn three() -> Count {
+    Count(3)
 }
 
-fn four() -> Count {
-    Count(4)
+fn six() -> Count {
+    Count(6)
 }
 
 fn four_seconds() -> Duration {
@@ -87,10 +89,10 @@ impl Server {
     ///
     /// Whoever has them in its settings asks this in its builder.
     pub fn problem(&self) -> Option<String> {
-        if self.lines_max.0 > self.line_burst.0 {
+        if self.lines_max.0 + LINES_TO_HEAR > self.line_burst.0 {
             return Some(format!(
-                "`lines_max` ({}) is more than `line_burst` ({}): so many lines could never be \
-                 sent together",
+                "`lines_max` ({}) has to be less than `line_burst` ({}): a message and the PING \
+                 after it are sent together",
                 self.lines_max.0, self.line_burst.0
             ));
         }
@@ -250,7 +252,7 @@ impl<'de> Deserialize<'de> for Count {
     }
 }
 
-/// How many lines go in the long run: `"30/min"` by default, which no server takes for a flood.
+/// How many lines go in the long run: `"60/min"` by default, which no server takes for a flood.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct LineRate {
     pub(crate) per_second: f64,
@@ -258,7 +260,7 @@ pub(crate) struct LineRate {
 
 impl Default for LineRate {
     fn default() -> Self {
-        LineRate { per_second: 0.5 }
+        LineRate { per_second: 1.0 }
     }
 }
 
@@ -282,7 +284,7 @@ impl<'de> Deserialize<'de> for LineRate {
         });
         parsed.ok_or_else(|| {
             D::Error::custom(format!(
-                "expected a rate such as \"30/min\" or \"2/s\", at least one a minute, found {text:?}"
+                "expected a rate such as \"60/min\" or \"2/s\", at least one a minute, found {text:?}"
             ))
         })
     }

@@ -20,8 +20,8 @@ use crate::wire::Wire;
 /// How long a server may be silent before it is asked, how long after that until it is given up,
 /// and how long registration may take; some servers look up names and ask for identities first.
 const SILENCE_MAX: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 60 });
-const ANSWER_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
-const REGISTRATION_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
+const ANSWER_MAX: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 30 });
+const REGISTRATION_MAX: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
 /// How long a channel that did not let us in, or threw us out, is left alone.
 const CHANNEL_PAUSE: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 10 });
 /// How often a nick that somebody else had is asked for again.
@@ -30,6 +30,8 @@ const NICK_PAUSE: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 60 }
 const NICKS_MAX: usize = 5;
 /// The channels that are remembered; servers allow fewer.
 const CHANNELS_MAX: usize = 1000;
+/// How long sending may take at least: it waits only for a server that has long stopped reading.
+const SEND_TIME: Duration = Duration::from_secs(1);
 /// Time for a farewell.
 const QUIT_TIME: Duration = Duration::from_millis(200);
 /// A line of SASL has no more.
@@ -101,7 +103,7 @@ pub(crate) enum Heard {
     NotSaid,
 }
 
-/// How a channel stands after it was asked to let us in.
+/// How a channel stands with us.
 pub(crate) enum Door {
     Open,
     Closed(String),
@@ -184,9 +186,8 @@ impl Session {
         room(&self.nick, username, command, &target.name)
     }
 
-    /// Enters a channel; nothing is sent when we are in it.
-    pub(crate) fn enter(&mut self, channel: &Target, until: Instant) -> Result<Door> {
-        self.knock(channel, until)?;
+    /// How we stand with a channel, when it has answered if it was asked.
+    pub(crate) fn door(&mut self, channel: &Target, until: Instant) -> Result<Door> {
         loop {
             match self.channels.get(&channel.folded) {
                 Some(Channel::In) => return Ok(Door::Open),
@@ -197,8 +198,7 @@ impl Session {
                     return Ok(Door::Open);
                 }
                 Some(Channel::Asked(_)) => {}
-                // It has left the table only if there are too many.
-                None => return Ok(Door::Closed("too many channels".into())),
+                None => return Ok(Door::Closed("not in the channel".into())),
             }
             if !self.one(until)? {
                 return Ok(Door::NotYet);
@@ -206,14 +206,18 @@ impl Session {
         }
     }
 
-    /// Asks to be let into a channel, unless we are in it, have asked, or have to leave it alone.
-    pub(crate) fn knock(&mut self, channel: &Target, until: Instant) -> Result {
+    /// Whether to ask to be let into a channel: we are not in it, have not asked, and need not leave
+    /// it alone.
+    pub(crate) fn may_knock(&self, channel: &Target) -> bool {
         match self.channels.get(&channel.folded) {
-            Some(Channel::In | Channel::Asked(_)) => return Ok(()),
-            Some(Channel::Out { again, .. }) if *again > Instant::now() => return Ok(()),
-            None if self.channels.len() == CHANNELS_MAX => return Ok(()),
-            _ => {}
+            Some(Channel::In | Channel::Asked(_)) => false,
+            Some(Channel::Out { again, .. }) => *again <= Instant::now(),
+            None => self.channels.len() < CHANNELS_MAX,
         }
+    }
+
+    /// Asks to be let into a channel: `LINES_TO_KNOCK`.
+    pub(crate) fn knock(&mut self, channel: &Target, until: Instant) -> Result {
         let key = channel.key.as_ref().map(|key| format!(" {key}"));
         let key = key.unwrap_or_default();
         let ping = self.ping();
@@ -312,6 +316,9 @@ impl Session {
     }
 
     fn send(&mut self, lines: &str, until: Instant) -> Result {
+        // A line that is half sent can't be finished later. So what there is to send, such as the
+        // answer to a PING that was read in the last instant, has a time of its own.
+        let until = until.max(Instant::now() + SEND_TIME);
         (self.wire.send(lines, until)).map_err(|why| self.over(&why))
     }
 
