@@ -36,7 +36,7 @@ use serde::Deserialize;
 use tracing::{info, warn};
 use weir_consumer::{Consumer, Context, Failure, Kind, Message, Result, Verdict, settings};
 
-use delivery::{Delivery, Outcome, Patience, Place, Routes};
+use delivery::{Delivery, Outcome, Patience, Place, Routes, When};
 use email::{Email, Letter};
 use outbox::{Notification, Outbox, Parcel, Recipient};
 use texts::Texts;
@@ -45,10 +45,6 @@ use webhook::Webhook;
 
 /// Messages that are stored in one transaction.
 const BATCH_MAX: usize = 500;
-/// How long one call works at the outbox before it lets the hub go on; what was begun is ended.
-const WORK: Duration = Duration::from_secs(1);
-/// The same after messages, when more of them may be waiting.
-const WORK_BETWEEN: Duration = Duration::from_millis(200);
 /// What waits longer for a server would hold up the hub's own stop.
 const TIMEOUT_MAX: Duration = Duration::from_secs(8);
 
@@ -241,7 +237,7 @@ impl Consumer for Notify {
         let new = self.guarded(|notify| notify.notifications(batch))?;
         if !new.is_empty() {
             if !self.has_room(&new) {
-                self.work(WORK);
+                self.work(When::AtTick);
             }
             if !self.has_room(&new) {
                 return Err(Failure::retry(self.full()));
@@ -249,7 +245,7 @@ impl Consumer for Notify {
             self.guarded(|notify| notify.opened()?.store(&new))?;
         }
         // What is stored is stored: whatever happens now is no reason to bring it again.
-        self.work(WORK_BETWEEN);
+        self.work(When::AfterMessages);
         Ok(())
     }
 
@@ -260,7 +256,7 @@ impl Consumer for Notify {
         if let Some(irc) = &self.routes.irc {
             irc.tick();
         }
-        self.work(WORK);
+        self.work(When::AtTick);
         self.measure();
         Ok(())
     }
@@ -371,15 +367,15 @@ impl Notify {
         )
     }
 
-    /// Works at the outbox for about so long.
-    fn work(&mut self, time: Duration) {
+    /// Works at the outbox for a while.
+    fn work(&mut self, when: When) {
         if self.outbox.is_none() && !self.store.exists() {
             return; // nobody was ever told anything
         }
         let worked = self.guarded(|notify| {
             notify.opened()?;
             match &mut notify.outbox {
-                Some(outbox) => notify.delivery.work(outbox, &mut notify.routes, time),
+                Some(outbox) => notify.delivery.work(outbox, &mut notify.routes, when),
                 None => Ok(()),
             }
         });

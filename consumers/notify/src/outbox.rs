@@ -406,6 +406,19 @@ impl Outbox {
         changed.map_err(|error| verdict(error, &self.path))
     }
 
+    /// Lets every removal fail, or none.
+    #[cfg(test)]
+    pub(crate) fn refuse_removals(&self, refuse: bool) {
+        let sql = match refuse {
+            true => {
+                "CREATE TEMP TRIGGER refuse BEFORE DELETE ON notifications
+                 BEGIN SELECT RAISE(ABORT, 'refused'); END"
+            }
+            false => "DROP TRIGGER refuse",
+        };
+        self.connection.execute_batch(sql).unwrap();
+    }
+
     fn removed(&mut self, recipient: &Recipient, bytes: &[usize]) -> usize {
         let total: usize = bytes.iter().sum();
         self.messages -= bytes.len();
