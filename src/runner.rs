@@ -14,7 +14,7 @@
 //! 9. messages under that suspicion are delivered one at a time in the whole hub, so that a further
 //!    end of the process counts against one of them and not against all that were at work
 //! 10. what the consumer's filter refuses is dropped with the filter's reason and reaches no
-//!    consumer, also not from the dead letters (`tests/hub/fedmsg.rs`)
+//!     consumer, also not from the dead letters (`tests/hub/fedmsg.rs`)
 //!
 //! Left to others: what is in the queue (`queue`), when to stop (`hub`).
 
