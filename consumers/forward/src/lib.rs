@@ -1,9 +1,8 @@
 //! The kind `forward`: sends each message on through another ZeroMQ socket, for relays and gateways.
 //!
-//! 1. *Nothing is lost while nobody takes it*: a message that no receiver takes is tried again, so
-//!    that it shows as lag of this consumer. With `socket = "push"` that holds for every message;
-//!    with "pub" only while there is no subscriber at all: libzmq drops what a subscriber that is
-//!    connected does not take in time, and does not say so.
+//! 1. *Nothing is lost while nobody takes it*: a message that no receiver takes, or that one of the
+//!    subscribers can't take, is tried again, so that it shows as lag of this consumer (with
+//!    `wait_for_subscriber` and `slow_subscriber` as they are by default).
 //! 2. *Payloads are never changed*: they may be signed. Only the beginning of the topic is.
 //! 3. *What comes back is not sent again*, as far as can be told (`guard.rs`).
 //! 4. *Nothing waits longer than `timeout`*, and the end of the socket a second.
@@ -12,6 +11,7 @@
 
 mod guard;
 
+use std::ffi::c_int;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -38,6 +38,7 @@ struct Settings {
     bind: Vec<String>,
     rewrite: Vec<Rewrite>,
     wait_for_subscriber: bool,
+    slow_subscriber: Slow,
     send_hwm: u16,
     #[serde(deserialize_with = "duration")]
     timeout: Duration,
@@ -51,6 +52,16 @@ struct Settings {
 enum Pattern {
     Pub,
     Push,
+}
+
+/// What happens to a message that a subscriber has no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Slow {
+    /// It waits, and all subscribers with it.
+    Wait,
+    /// That subscriber does not get it.
+    Drop,
 }
 
 #[derive(Debug, PartialEq, Deserialize)]
@@ -86,6 +97,7 @@ impl Default for Settings {
             bind: Vec::new(),
             rewrite: Vec::new(),
             wait_for_subscriber: true,
+            slow_subscriber: Slow::Wait,
             send_hwm: 1000,
             timeout: Duration::from_secs(1),
             loop_guard: LoopGuard::Remember(Remember::default()),
@@ -282,9 +294,10 @@ impl Consumer for Forward {
             None => Outlet::open(&self.settings)?,
         };
         let sent = outlet.send(&self.settings, &topic, message.payload())?;
+        let subscriptions = outlet.subscriptions;
         self.outlet = Some(outlet);
         if !sent {
-            return Err(Failure::retry(nobody(&self.settings)));
+            return Err(Failure::retry(nobody(&self.settings, subscriptions)));
         }
         if let (Some(guard), Some(print)) = (&mut self.guard, print) {
             guard.remember(message, print, &topic, now);
@@ -312,14 +325,21 @@ fn rewritten<'t>(rules: &[Rewrite], topic: &'t str) -> std::borrow::Cow<'t, str>
     }
 }
 
-fn nobody(settings: &Settings) -> String {
+fn nobody(settings: &Settings, subscriptions: usize) -> String {
     let endpoints: Vec<&str> = (settings.connect.iter().chain(&settings.bind))
         .map(String::as_str)
         .collect();
     let endpoints = endpoints.join(", ");
     let waited = settings.timeout;
     match settings.socket {
-        Pattern::Pub => format!("nobody has subscribed at {endpoints} for {waited:?}"),
+        Pattern::Pub if subscriptions == 0 => {
+            format!("nobody has subscribed at {endpoints} for {waited:?}")
+        }
+        Pattern::Pub => format!(
+            "a subscriber at {endpoints} did not take it within {waited:?}: {} messages wait for it \
+             already",
+            settings.send_hwm
+        ),
         Pattern::Push => format!(
             "no receiver at {endpoints} took it within {waited:?}: none is connected, or {} \
              messages wait for each of them already",
@@ -339,13 +359,16 @@ impl Outlet {
     fn open(settings: &Settings) -> Result<Self> {
         let set_up = || -> zmq::Result<Socket> {
             // A context of its own makes the end of the socket wait until all has gone out.
-            let socket = zmq::Context::new().socket(match settings.socket {
+            let mut socket = zmq::Context::new().socket(match settings.socket {
                 Pattern::Pub => SocketType::XPUB, // unlike PUB, is told of subscriptions
                 Pattern::Push => SocketType::PUSH,
             })?;
             socket.set_linger(LINGER_MS)?;
             socket.set_sndhwm(settings.send_hwm.into())?;
             socket.set_sndtimeo(millis(settings.timeout))?;
+            if settings.socket == Pattern::Pub && settings.slow_subscriber == Slow::Wait {
+                drop_nothing(&mut socket)?;
+            }
             // Nothing is put into the queue of a connection that there is not yet.
             socket.set_immediate(settings.socket == Pattern::Push)?;
             // A receiver that vanished without a word is noticed after 60 + 6 * 10 seconds.
@@ -424,6 +447,25 @@ impl Outlet {
                 Err(error) => return Err(*error),
             }
         }
+    }
+}
+
+/// Makes a publisher say when a subscriber has no room for a message, instead of dropping it there
+/// without a word. The crate `zmq` has no function for this option.
+#[allow(unsafe_code)]
+fn drop_nothing(socket: &mut Socket) -> zmq::Result<()> {
+    let on: c_int = 1;
+    let option = zmq_sys::ZMQ_XPUB_NODROP as c_int;
+    // SAFETY: the socket is open while it is borrowed, and libzmq copies the value: an int, as this
+    // option wants it, that lives until the call returns.
+    let failed = unsafe {
+        let value = (&raw const on).cast();
+        zmq_sys::zmq_setsockopt(socket.as_mut_ptr(), option, value, size_of::<c_int>())
+    };
+    match failed {
+        0 => Ok(()),
+        // SAFETY: it reads the number of the last error of this thread.
+        _ => Err(zmq::Error::from_raw(unsafe { zmq_sys::zmq_errno() })),
     }
 }
 
