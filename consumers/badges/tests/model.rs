@@ -5,7 +5,6 @@
 
 #[cfg(feature = "postgres")]
 #[path = "../../archive/tests/server/mod.rs"]
-#[allow(dead_code)] // the archive's own tests need more of it
 mod server;
 
 use std::collections::{BTreeMap, BTreeSet};
