@@ -241,10 +241,11 @@ fn promtool_likes_what_a_hub_with_everything_says() {
     let config = format!(
         "hub.http = '127.0.0.1:0'\nhub.data_dir = {:?}\n[publish]\nbind = ['ipc://{}']\n\
          [[backend]]\nconnect = ['ipc://{}']\n[consumers.null]\ntopics = ''\n\
-         [producers.heartbeat]\n",
+         [producers.heartbeat]\n[fedmsg]\nvalidate = true\nca = {:?}\n",
         dir.path().join("data"),
         dir.path().join("out").display(),
         dir.path().join("in").display(),
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/fedmsg/ca.crt"),
     );
     let config = Config::from_toml(&config, "test", &Registry::builtin());
     let config = config.unwrap_or_else(|mistakes| panic!("{mistakes}"));

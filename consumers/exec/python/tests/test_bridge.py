@@ -178,11 +178,14 @@ class Better(Bridged):
     """Where the bridge is meant to differ."""
 
     def test_a_message_that_matches_several_topics_comes_once(self):
-        sent = [["org.example.a", '"end"']]
+        # Moksha's hub ends with its first "end", so it is the one before that it has had in full.
+        sent = [["org.example.a", '"often"'], ["org.example.a", '"end"']]
         real, _ = self.in_the_real_hub("Overlapping", {}, sent, 3)
         bridged, _, _, _ = self.behind_the_bridge("Overlapping", {}, sent)
-        self.assertGreater(len(real), 1)
-        self.assertEqual(bridged, real[:1])
+        self.assertEqual(real[1], real[0])
+        self.assertEqual(bridged[0], real[0])
+        self.assertEqual(len(bridged), 2)
+        self.assertNotEqual(bridged[1], bridged[0])
 
     def test_an_error_may_be_dropped_as_moksha_does(self):
         for choice, expected in [("drop", "drop"), ("dead_letter", "dead_letter")]:
