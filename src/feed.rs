@@ -40,9 +40,9 @@ pub struct Line {
     expecting = "expected a text, or {\"hex\": \"two digits for each byte\"}"
 )]
 pub enum Payload {
-    /// When it is UTF-8.
+    /// As it is.
     Text(String),
-    /// When it is not.
+    /// When it is no UTF-8, or this is shorter.
     Bytes(Hex),
 }
 
@@ -55,23 +55,40 @@ pub struct Hex {
 }
 
 impl Payload {
-    /// As it is written.
+    /// As it is written: in no more than two characters a byte, and a few.
     pub fn of(bytes: Vec<u8>) -> Self {
+        let hex = |bytes: &[u8]| Payload::Bytes(Hex { hex: hex(bytes) });
         match String::from_utf8(bytes) {
-            Ok(text) => Payload::Text(text),
-            Err(error) => Payload::Bytes(Hex {
-                hex: hex(error.as_bytes()),
-            }),
+            // Of `{"hex":""}` a text needs only the quotes.
+            Ok(text) if escaped(&text) <= 2 * text.len() + 8 => Payload::Text(text),
+            Ok(text) => hex(text.as_bytes()),
+            Err(error) => hex(error.as_bytes()),
         }
     }
+}
+
+/// How many bytes a text has in JSON, without its quotes.
+fn escaped(text: &str) -> usize {
+    let length = |byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    text.bytes().map(length).sum()
 }
 
 impl Line {
     /// The message, to be delivered again.
     ///
     /// # Errors
-    /// That its payload is no bytes.
+    /// That its payload is no bytes, or its numbers are none that a hub gives.
     pub fn message(&self) -> Result<Message, String> {
+        // Signed in an archive: a larger one would be stored as another.
+        for (key, number) in [("seq", self.seq), ("received_ns", self.received_ns)] {
+            if i64::try_from(number).is_err() {
+                return Err(format!("`{key}` is more than {}", i64::MAX));
+            }
+        }
         let payload: Bytes = match &self.payload {
             Payload::Text(text) => text.clone().into(),
             Payload::Bytes(Hex { hex }) => bytes(hex).ok_or("`hex` has to be two digits a byte")?,
@@ -98,7 +115,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_message_comes_back_as_it_was(
-            (seq, received_ns) in (0..u64::MAX >> 1, any::<u64>()),
+            (seq, received_ns) in (0..=u64::MAX >> 1, 0..=u64::MAX >> 1),
             (hub, topic) in any::<(String, String)>(),
             payload in any::<Vec<u8>>(),
         ) {
@@ -110,6 +127,36 @@ mod tests {
             prop_assert_eq!((message.topic(), message.seq()), (&*line.topic, seq));
             prop_assert_eq!((message.received_ns(), message.replayed()), (received_ns, true));
         }
+    }
+
+    proptest! {
+        #[test]
+        fn a_line_is_at_most_twice_as_long_as_its_payload(
+            payload in "[a-c\"\\x00-\\x20\\\\\u{7f}é]{0,40}",
+        ) {
+            let text = serde_json::to_string(&Payload::Text(payload.clone())).unwrap();
+            prop_assert_eq!(escaped(&payload) + 2, text.len());
+            let hex = 2 * payload.len() + "{'hex':''}".len();
+            let line = serde_json::to_string(&Payload::of(payload.into_bytes())).unwrap();
+            prop_assert_eq!(line.len(), text.len().min(hex));
+        }
+    }
+
+    #[test]
+    fn numbers_that_no_archive_has_are_refused() {
+        let line = |seq: u64, received_ns: u64| Line {
+            seq,
+            hub: String::new(),
+            received_ns,
+            topic: "t".into(),
+            payload: Payload::Text(String::new()),
+        };
+        let (most, more) = (u64::MAX >> 1, 1 << 63);
+        assert!(line(most, most).message().is_ok());
+        let why = line(more, 1).message().unwrap_err();
+        assert_eq!(why, "`seq` is more than 9223372036854775807");
+        let why = line(1, more).message().unwrap_err();
+        assert_eq!(why, "`received_ns` is more than 9223372036854775807");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::data_dir::{self, DataDir};
 use crate::dead_letters::{self, DeadLetters, Fed, Filter};
@@ -338,7 +338,8 @@ pub fn offline_feed(
     outcome
 }
 
-/// Leaves a line on a feed that was taken, or refused for good.
+/// Leaves a line on a feed that was taken, or refused for good. Whoever feeds much does so portion by
+/// portion, and is told the sum: nobody wants each of them in the log.
 fn audit_fed(
     data_dir: &Path,
     consumer: &str,
@@ -357,7 +358,13 @@ fn audit_fed(
         Err(why) => Err(why.clone()),
     };
     let action = serde_json::json!({ "feed": { "consumer": consumer, "messages": count } });
-    audit(data_dir, &action, by, &outcome);
+    match outcome {
+        Ok(Outcome { text, .. }) => {
+            debug!(by, %action, outcome = text, "operator");
+            record(data_dir, &action, by, true, &text);
+        }
+        refused => audit(data_dir, &action, by, &refused),
+    }
 }
 
 fn offline_perform(
@@ -452,11 +459,16 @@ fn audit(data_dir: &Path, action: &impl Serialize, by: &str, outcome: &Result<Ou
         Ok(outcome) => (true, &outcome.text),
         Err(why) => (false, why),
     };
+    info!(by, action = %serde_json::json!(action), done, outcome = text, "operator");
+    record(data_dir, action, by, done, text);
+}
+
+/// Writes a line to the audit log.
+fn record(data_dir: &Path, action: &impl Serialize, by: &str, done: bool, text: &str) {
     let line = serde_json::json!({
         "at": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
         "by": by, "action": action, "done": done, "outcome": text,
     });
-    info!(by, action = %serde_json::json!(action), done, outcome = text, "operator");
     let path = data_dir.join("audit.log");
     if let Err(error) = append(&path, &line.to_string()) {
         warn!(path = %path.display(), %error, "can't write the audit log");

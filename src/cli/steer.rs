@@ -40,6 +40,8 @@ pub(super) struct DataArgs {
 /// A hub's data, and how it wants to be treated.
 pub(super) struct Data {
     pub(super) dir: PathBuf,
+    /// The hub's name, if its configuration was given.
+    hub: Option<String>,
     journal: journal::Settings,
     dead_letters: dead_letters::Settings,
 }
@@ -49,6 +51,7 @@ impl DataArgs {
         let data = match (&self.data_dir, &self.config) {
             (Some(dir), _) => Data {
                 dir: dir.clone(),
+                hub: None,
                 journal: journal::Settings::default(),
                 dead_letters: dead_letters::Settings::default(),
             },
@@ -60,6 +63,7 @@ impl DataArgs {
                 let config: Config = args.load(registry)?;
                 Data {
                     dir: config.hub.data_dir,
+                    hub: Some(config.hub.name),
                     journal: config.journal,
                     dead_letters: config.dead_letters,
                 }
@@ -331,6 +335,9 @@ pub(super) struct Replay {
     /// input.
     #[arg(long, value_name = "FILE", group = "where_from")]
     from_archive: Option<PathBuf>,
+    /// Also messages that another hub took in, as if this one had: archived and counted anew.
+    #[arg(long, conflicts_with_all = ["since", "from"])]
+    any_hub: bool,
     #[command(flatten)]
     data: DataArgs,
     /// Print the outcome as JSON.
@@ -341,8 +348,8 @@ pub(super) struct Replay {
 /// Messages that are fed at a time: so many, or a little more than so many bytes.
 const CHUNK: usize = 1000;
 const CHUNK_BYTES: usize = 1 << 20;
-/// No line is longer; it has to fit into a request.
-const LINE_MAX: usize = 32 << 20;
+/// No line is longer: twice 16 MiB of payload, and a topic. A chunk has to fit into a request.
+const LINE_MAX: usize = 48 << 20;
 /// How often it is said how far it is.
 const PROGRESS: Duration = Duration::from_secs(2);
 
@@ -373,11 +380,18 @@ impl Replay {
     fn feed(&self, data: &Data, from: impl BufRead) -> Result<Outcome, Failure> {
         data.check()?;
         let consumer = &self.consumer;
-        let mut chunks = Chunks { from, line: 0 };
+        let of = match self.any_hub {
+            true => None,
+            false => Some(data.hub.as_deref()),
+        };
+        let mut chunks = Chunks { from, of, line: 0 };
         let (mut fed, mut waiting) = (0, 0);
         let mut said = Instant::now();
         let before = |failure: Failure, fed: u64| Failure {
-            text: format!("{}; {fed} messages were fed before", failure.text),
+            text: match fed {
+                1 => format!("{}; 1 message was fed before", failure.text),
+                _ => format!("{}; {fed} messages were fed before", failure.text),
+            },
             ..failure
         };
         loop {
@@ -401,22 +415,27 @@ impl Replay {
         }
         Ok(Outcome {
             count: Some(fed),
-            text: format!(
-                "{fed} messages fed to {consumer}, {} of them wait to be delivered",
-                waiting.min(fed)
-            ),
+            text: match fed {
+                1 => format!("1 message fed to {consumer}, which waits to be delivered"),
+                _ => format!(
+                    "{fed} messages fed to {consumer}, {} of them wait to be delivered",
+                    waiting.min(fed)
+                ),
+            },
         })
     }
 }
 
 /// Lines of messages, some at a time.
-struct Chunks<R> {
+struct Chunks<'d, R> {
     from: R,
+    /// Whose messages they have to be, and its name if that is known; none for any hub's.
+    of: Option<Option<&'d str>>,
     /// The number of the last line that was read.
     line: u64,
 }
 
-impl<R: BufRead> Chunks<R> {
+impl<R: BufRead> Chunks<'_, R> {
     /// The next; empty at the end.
     fn next(&mut self) -> Result<Vec<Line>, Failure> {
         let (mut chunk, mut bytes) = (Vec::new(), 0);
@@ -444,10 +463,32 @@ impl<R: BufRead> Chunks<R> {
             }
             let line: Line = serde_json::from_slice(&text).map_err(|error| wrong(&error))?;
             line.message().map_err(|why| wrong(&why))?;
+            self.whose(&line)?;
             bytes += text.len();
             chunk.push(line);
         }
         Ok(chunk)
+    }
+
+    /// Whether a message is of the hub that is to deliver it. An archive keeps a message once, and
+    /// badges count it once, for each hub: from another it would be one more.
+    fn whose(&self, Line { hub, .. }: &Line) -> Result<(), Failure> {
+        let why = match self.of {
+            None => return Ok(()),
+            Some(_) if hub.is_empty() => return Ok(()),
+            Some(Some(name)) if name == hub => return Ok(()),
+            Some(Some(name)) => format!(
+                "this is the hub {name:?}, for which it would be a new one; feed it to {hub:?}, or \
+                 say --any-hub if that is meant"
+            ),
+            Some(None) => "whether that is this hub says only its configuration; give it with \
+                           --config instead of --data-dir, or say --any-hub if it does not matter"
+                .into(),
+        };
+        Err(Failure::usage(format!(
+            "line {} is a message of the hub {hub:?}: {why}",
+            self.line
+        )))
     }
 }
 

@@ -37,7 +37,8 @@ use crate::why::Why;
 
 /// A filter with very many numbers of letters is some kilobytes.
 const BODY_MAX: usize = 1 << 20;
-/// Messages to feed a consumer with are larger.
+/// Messages to feed a consumer with are larger: `weir replay` sends a line of 48 MiB at most, and up
+/// to 1 MiB before it.
 const FEED_MAX: usize = 64 << 20;
 /// Threads that read the disk, and as many that act.
 const AT_ONCE: usize = 4;

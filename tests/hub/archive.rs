@@ -1,7 +1,8 @@
 //! `weir archive query` and `weir replay --from-archive`: the real binary beside a hub.
 
+use std::ffi::OsStr;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use crossbeam_channel::{Receiver, unbounded};
@@ -60,20 +61,17 @@ fn lines(dir: &Path, args: &[&str]) -> Vec<Value> {
         .collect()
 }
 
-/// Begins to feed this to the consumer `seen`.
+/// Begins to feed this to the consumer `seen`, of the hub that has its data there.
 fn feeding(dir: &Path, lines: &str) -> Child {
-    let mut child = weir(&[
-        "replay",
-        "--consumer",
-        "seen",
-        "--from-archive",
-        "-",
-        "--data-dir",
-    ])
-    .arg(dir)
-    .stdin(Stdio::piped())
-    .spawn()
-    .unwrap();
+    feeding_with(&["--data-dir".as_ref(), dir.as_os_str()], lines)
+}
+
+fn feeding_with(args: &[&OsStr], lines: &str) -> Child {
+    let mut child = weir(&["replay", "--consumer", "seen", "--from-archive", "-"])
+        .args(args)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
     // On a thread: the command reads no further while too much waits.
     let (mut stdin, lines) = (child.stdin.take().unwrap(), lines.to_owned());
     std::thread::spawn(move || {
@@ -84,6 +82,25 @@ fn feeding(dir: &Path, lines: &str) -> Child {
 
 fn feed(dir: &Path, lines: &str) -> Output {
     feeding(dir, lines).wait_with_output().unwrap()
+}
+
+/// A configuration that says which hub it is that has its data there.
+fn config(dir: &Path, hub: &str) -> PathBuf {
+    let file = dir.join(format!("{hub}.toml"));
+    let toml = format!(
+        "[hub]\nname = '{hub}'\ndata_dir = {dir:?}\n[[backend]]\nconnect = ['inproc://a']\n\
+         [consumers.archive]\ntopics = ''\n"
+    );
+    std::fs::write(&file, toml).unwrap();
+    file
+}
+
+/// Feeds this to the consumer `seen` of the hub of this name.
+fn feed_hub(dir: &Path, hub: &str, args: &[&str], lines: &str) -> Output {
+    let config = config(dir, hub);
+    let mut all = vec![OsStr::new("--config"), config.as_os_str()];
+    all.extend(args.iter().map(OsStr::new));
+    feeding_with(&all, lines).wait_with_output().unwrap()
 }
 
 /// Lines of messages with these payloads.
@@ -142,7 +159,7 @@ fn what_is_asked_of_an_archive_is_fed_to_a_consumer() {
     );
 
     let lines = stdout(&query(dir.path(), &["--json"]));
-    let fed = feed(dir.path(), &lines);
+    let fed = feed_hub(dir.path(), "weir", &[], &lines);
     assert!(fed.status.success(), "{fed:?}");
     assert!(
         stdout(&fed).starts_with("2501 messages fed to seen"),
@@ -167,8 +184,8 @@ fn what_is_asked_of_an_archive_is_fed_to_a_consumer() {
         "--from-archive",
     ])
     .arg(&file)
-    .arg("--data-dir")
-    .arg(dir.path())
+    .arg("--config")
+    .arg(config(dir.path(), "weir"))
     .output()
     .unwrap();
     assert_eq!(
@@ -252,6 +269,8 @@ fn a_wrong_line_is_told_and_nothing_of_its_chunk_is_taken() {
         "{\"seq\":1,\"received_ns\":5,\"topic\":\"t\"}",
         "{\"seq\":1,\"received_ns\":5,\"topic\":\"t\",\"payload\":{\"hex\":\"f\"}}",
         "{\"seq\":1,\"received_ns\":5,\"topic\":\"t\",\"payload\":\"\",\"more\":1}",
+        "{\"seq\":9223372036854775808,\"received_ns\":5,\"topic\":\"t\",\"payload\":\"\"}",
+        "{\"seq\":1,\"received_ns\":9223372036854775808,\"topic\":\"t\",\"payload\":\"\"}",
         "\u{fffd}",
     ] {
         let output = feed(dir.path(), &format!("{good}\n{wrong}\n{good}"));
@@ -275,6 +294,71 @@ fn a_wrong_line_is_told_and_nothing_of_its_chunk_is_taken() {
     assert!(nobody.status.success(), "nothing to feed: {nobody:?}");
     hub.stop();
     assert!(seen.is_empty());
+}
+
+#[test]
+fn a_message_of_another_hub_is_fed_only_if_that_is_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    let (kind, seen) = seen();
+    let (_bus, hub) = try_kept(dir.path(), CONSUMERS, [kind]).unwrap();
+    let line = |hub: &str| {
+        format!("{{\"seq\":1,{hub}\"received_ns\":5,\"topic\":\"t\",\"payload\":\"\"}}\n")
+    };
+    let nobodys = line("") + &line("\"hub\":\"\",");
+    let lines = nobodys.clone() + &line("\"hub\":\"weir\",");
+    let refused = |output: Output, told: &str| {
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let said = stderr(&output);
+        assert!(
+            said.contains(told) && said.contains("--any-hub"),
+            "{told}: {said}"
+        );
+        assert!(said.contains("; 0 messages were fed before"), "{said}");
+    };
+    refused(
+        feed_hub(dir.path(), "other", &[], &lines),
+        "line 3 is a message of the hub \"weir\": this is the hub \"other\"",
+    );
+    refused(
+        feed(dir.path(), &lines),
+        "line 3 is a message of the hub \"weir\": whether that is this hub says only its \
+         configuration; give it with --config",
+    );
+    assert!(seen.is_empty());
+    for (count, output) in [
+        (2, feed(dir.path(), &nobodys)),
+        (2, feed_hub(dir.path(), "other", &[], &nobodys)),
+        (3, feed_hub(dir.path(), "weir", &[], &lines)),
+        (3, feed_hub(dir.path(), "other", &["--any-hub"], &lines)),
+    ] {
+        let fed = format!("{count} messages fed to seen, ");
+        assert!(stdout(&output).starts_with(&fed), "{output:?}");
+        for _ in 0..count {
+            assert_eq!(given(&seen), (vec![], true));
+        }
+    }
+    eventually("no letter is left", || letters(&hub) == 0);
+    hub.stop();
+    assert!(seen.is_empty());
+}
+
+#[test]
+fn the_largest_payload_that_a_hub_takes_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (kind, seen) = seen();
+    let (bus, hub) = try_kept(dir.path(), CONSUMERS, [kind]).unwrap();
+    let payload = vec![1; 16 << 20];
+    bus.send("t", payload.clone()).unwrap();
+    bus.send("t", "small").unwrap();
+    eventually("both archived", || consumer(&hub, "archive").consumed == 2);
+    let lines = stdout(&query(dir.path(), &["--json"]));
+    let output = feed_hub(dir.path(), "weir", &[], &lines);
+    assert!(output.status.success(), "{output:?}");
+    let (read, replayed) = given(&seen);
+    assert!(read == payload && replayed);
+    assert_eq!(given(&seen), (b"small".to_vec(), true));
+    eventually("no letter is left", || letters(&hub) == 0);
+    hub.stop();
 }
 
 #[test]

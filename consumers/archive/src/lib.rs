@@ -65,7 +65,7 @@ impl Default for Settings {
 }
 
 /// A longer id is none: an index has its limits.
-const ID_MAX: usize = 1000;
+const ID_BYTES_MAX: usize = 1000;
 
 struct Archive {
     location: Location,
@@ -90,6 +90,42 @@ pub fn kind() -> Kind {
 /// Every mistake in it.
 pub fn location(settings: &Tree) -> std::result::Result<Location, Vec<Mistake>> {
     Ok(settings.parse::<Settings>()?.location())
+}
+
+/// The id of a message as a database keeps it, by what stands in its JSON at the place for it.
+///
+/// A text is kept as it is, a whole number of 64 bits as its digits behind `#`. A text that looks
+/// like that gets another `#`: a text and a number never are the same id. Nothing else is an id; any
+/// other number was rounded when it was read, and would be the id of its neighbours as well.
+///
+/// ```
+/// use serde_json::json;
+/// use weir_archive::message_id;
+///
+/// assert_eq!(message_id(&json!("2026-7")).as_deref(), Some("2026-7"));
+/// assert_eq!(message_id(&json!(7)).as_deref(), Some("#7"));
+/// assert_eq!(message_id(&json!("#7")).as_deref(), Some("##7"));
+/// assert_eq!(message_id(&json!(7.5)), None);
+/// ```
+pub fn message_id(found: &serde_json::Value) -> Option<String> {
+    let id = match found {
+        serde_json::Value::String(text) => match like_a_number(text) {
+            true => format!("#{text}"),
+            false => text.clone(),
+        },
+        serde_json::Value::Number(number) if number.is_i64() || number.is_u64() => {
+            format!("#{number}")
+        }
+        _ => return None,
+    };
+    // PostgreSQL knows no NUL in a text.
+    (!id.is_empty() && id.len() <= ID_BYTES_MAX && !id.contains('\0')).then_some(id)
+}
+
+/// Whether a text could be a kept number, or is what becomes of such a text.
+fn like_a_number(text: &str) -> bool {
+    let digits = text.trim_start_matches('#').trim_start_matches('-');
+    text.starts_with('#') && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 impl Settings {
@@ -124,16 +160,10 @@ fn build(settings: Settings, context: &Context) -> Result<Archive> {
 }
 
 impl Archive {
-    /// The id that a message has of its own: a text, or a number as it stands there.
+    /// The id that a message has of its own. Its JSON is not parsed where none is asked for.
     fn id(&self, message: &Message) -> Option<String> {
-        let found = message.json().ok()?.pointer(self.id.as_deref()?)?;
-        let id = match found {
-            serde_json::Value::String(text) => text.clone(),
-            serde_json::Value::Number(number) => number.to_string(),
-            _ => return None,
-        };
-        // PostgreSQL knows no NUL in a text.
-        (!id.is_empty() && id.len() <= ID_MAX && !id.contains('\0')).then_some(id)
+        let pointer = self.id.as_deref()?;
+        message_id(message.json().ok()?.pointer(pointer)?)
     }
 }
 
@@ -455,9 +485,33 @@ mod tests {
     fn an_id_makes_one_of_what_several_hubs_took_in() {
         let dir = tempfile::tempdir().unwrap();
         let (mut one, mut other) = (with_ids(dir.path(), "one"), with_ids(dir.path(), "other"));
-        let long = format!("\"{}\"", "x".repeat(ID_MAX + 1));
-        let kept_once = ["\"a\"", "7", "\"7\"", "1.5"];
-        let kept_twice = ["null", "\"\"", "[1]", "\"a\\u0000\"", &long];
+        let long = format!("\"{}\"", "x".repeat(ID_BYTES_MAX + 1));
+        let kept_once = [
+            "\"a\"",
+            "7",
+            "\"7\"",
+            "\"#7\"",
+            "\"##7\"",
+            "-9223372036854775808",
+            "18446744073709551615",
+        ];
+        let kept_twice = [
+            "null",
+            "\"\"",
+            "[1]",
+            "{}",
+            "true",
+            "\"a\\u0000\"",
+            &long,
+            "1.5",
+            "7.0",
+            "1e2",
+            "-9223372036854775809",
+            "18446744073709551616",
+            // As floats these are one and the same.
+            "98765432109876543210987654321",
+            "98765432109876543210987654322",
+        ];
         for (seq, id) in (1..).zip(kept_once.iter().chain(&kept_twice)) {
             one.consume(&message(seq, seq, id)).unwrap();
             other.consume(&message(seq + 50, seq + 99, id)).unwrap();
@@ -469,11 +523,7 @@ mod tests {
                 .query_row(count, [hub], |row| row.get::<_, i64>(0))
                 .unwrap()
         };
-        // 7 and "7" are the same.
-        assert_eq!(
-            count("one"),
-            (kept_once.len() - 1 + kept_twice.len()) as i64
-        );
+        assert_eq!(count("one"), (kept_once.len() + kept_twice.len()) as i64);
         assert_eq!(count("other"), kept_twice.len() as i64);
     }
 
@@ -530,6 +580,17 @@ mod tests {
             2 => numbers().prop_map(Step::Fail),
             1 => Just(Step::Restart),
         ]
+    }
+
+    proptest! {
+        #[test]
+        fn different_ids_are_kept_as_different_texts(
+            one in "[#-]{0,3}[0-9a]{0,2}", other in "[#-]{0,3}[0-9a]{0,2}", number in -99..99_i64,
+        ) {
+            let kept = |text: &str| message_id(&text.into());
+            prop_assert_eq!(kept(&one) == kept(&other), one == other);
+            prop_assert_ne!(kept(&one), message_id(&number.into()));
+        }
     }
 
     proptest! {

@@ -28,6 +28,7 @@ use metrics::counter;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use weir_archive::database::Location;
+use weir_archive::message_id;
 use weir_consumer::conditions::Pointer;
 use weir_consumer::settings::{Mistake, Settings as Tree};
 use weir_consumer::{Consumer, Context, Failure, Kind, Message, Publisher, Result};
@@ -54,7 +55,7 @@ struct Settings {
     rule: Vec<IgnoredAny>,
     award_topic: String,
     archive: Location,
-    /// Where a message says its id; what two hubs took in counts once then.
+    /// Where a message says its id ([`message_id`]); what two hubs took in counts once then.
     id: Option<Pointer>,
     /// Messages in one transaction.
     batch_max: NonZeroUsize,
@@ -185,9 +186,9 @@ impl Badges {
     /// What a message is known by in the database.
     fn key(&self, message: &Message) -> String {
         let id = self.settings.id.as_ref().and_then(|pointer| {
-            let id = pointer.of(message.json().ok()?)?.as_str()?;
-            Some(match id.len() <= ID_BYTES_MAX && !id.contains('\0') {
-                true => id.to_owned(),
+            let id = message_id(pointer.of(message.json().ok()?)?)?;
+            Some(match id.len() <= ID_BYTES_MAX {
+                true => id,
                 false => uuid::Uuid::new_v5(&DIGESTS, id.as_bytes()).to_string(),
             })
         });
@@ -449,12 +450,20 @@ mod tests {
         };
         let (mut one, mut other) = (hub("one"), hub("other"));
         let long = "x".repeat(1000);
-        for id in ["1", "2", "2", "\\u0000", &long] {
-            let message = format!(r#"{{"user": "ann", "id": "{id}"}}"#);
-            assert_eq!(one.feed("org.example.db.query", &message), Ok(()));
-            assert_eq!(other.feed("org.example.db.query", &message), Ok(()));
+        let text = |id: &str| format!("\"{id}\"");
+        let counts_once = [text("1"), text("2"), text("#1"), text(&long), "1".into()];
+        let counts_twice = ["1.5", "18446744073709551616", "\"\"", "[1]", "\"\\u0000\""];
+        for id in counts_once.iter().map(String::as_str).chain(counts_twice) {
+            let message = format!(r#"{{"user": "ann", "id": {id}}}"#);
+            for hub in [&mut one, &mut other] {
+                assert_eq!(hub.feed("org.example.db.query", &message), Ok(()));
+            }
         }
-        assert_eq!(number(dir.path(), "SELECT count(*) FROM badge_awards"), 4);
+        let awards = counts_once.len() + 2 * counts_twice.len();
+        assert_eq!(
+            number(dir.path(), "SELECT count(*) FROM badge_awards"),
+            awards as i64
+        );
         // Without an id it is known by the hub that took it in.
         assert_eq!(
             one.feed("org.example.db.query", r#"{"user": "ann"}"#),
@@ -464,7 +473,10 @@ mod tests {
             other.feed("org.example.db.query", r#"{"user": "ann"}"#),
             Ok(())
         );
-        assert_eq!(number(dir.path(), "SELECT count(*) FROM badge_awards"), 6);
+        assert_eq!(
+            number(dir.path(), "SELECT count(*) FROM badge_awards"),
+            awards as i64 + 2
+        );
     }
 
     #[test]
