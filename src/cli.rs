@@ -210,6 +210,8 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Completions(completions) => completions.run(command),
         Command::Man(man) => man.run(command),
     };
+    // A hub may have left a consumer behind that has one.
+    weir_exec::kill_children();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has seen enough: that is no failure.

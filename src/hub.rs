@@ -3,7 +3,7 @@
 //! A stop is bounded, in this order: intake ends, queues empty until the deadline, workers end with
 //! the delivery they are at, what is left stays in the journal or is counted, cursors are written.
 //! A consumer that does not return even then is named and left behind; the process's end takes its
-//! thread.
+//! thread, and before that `kill_children`, which the command calls, its child process.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -138,7 +138,8 @@ impl Threads {
 pub struct Stopped {
     /// The last figures.
     pub status: Status,
-    /// Threads that did not return in time.
+    /// Threads that did not return in time. When the process is to end, `weir::kill_children` ends
+    /// the child processes that they may have.
     pub stuck: Vec<String>,
     /// What could not be written at the end.
     pub errors: Vec<String>,

@@ -98,6 +98,7 @@ pub mod cli;
 pub use config::Config;
 pub use hub::Hub;
 pub use registry::Registry;
+pub use weir_exec::kill_children;
 
 /// Compiles the README's consumer.
 #[cfg(doctest)]

@@ -137,6 +137,7 @@ pub(super) fn signals() -> Result<Receiver<i32>, Failure> {
         .spawn(move || {
             for (count, signal) in signals.forever().enumerate() {
                 if count > 0 || first.send(signal).is_err() {
+                    weir_exec::kill_children();
                     std::process::exit(128 + signal);
                 }
             }

@@ -180,3 +180,64 @@ fn a_child_that_setpriv_watches_ends_with_the_hub_wherever_it_is() {
     waiting.hub.end();
     eventually("the child has ended", || !child.exists());
 }
+
+/// Ignores whatever asks it to end, and so does what it starts; writes down when it hangs.
+const HANGING: &str = r#"
+    trap '' TERM
+    read -r hello; echo '{"weir":1}'
+    read -r line
+    (while :; do sleep 1; done) &
+    echo $$ > pid
+    while :; do sleep 1; done"#;
+
+/// A hub whose child hangs within a message, and the child's group.
+fn hanging(dir: &Path, stop_deadline: &str) -> (Running, String, Bus) {
+    let bus = Bus::tcp();
+    let section = section(dir, "stop_timeout = '1h'").replace("child.sh", "hanging.sh");
+    std::fs::write(dir.join("hanging.sh"), HANGING).unwrap();
+    let toml = format!(
+        "hub.http = '127.0.0.1:0'\nhub.stop_deadline = '{stop_deadline}'\n{}{section}",
+        connect(&[&bus.endpoint])
+    );
+    let hub = start(dir, &configure(dir, &toml));
+    bus.subscriptions(1);
+    bus.publish("t", "x");
+    let group = pid(dir);
+    assert!(running(&group) >= 2);
+    (hub, group, bus)
+}
+
+/// How many processes of a group run; those that only wait to be reaped do not.
+fn running(group: &str) -> usize {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let stats = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
+    let of_it = |stat: &String| {
+        // pid (name) state ppid pgrp
+        let mut fields = stat.rsplit(") ").next().unwrap().split(' ');
+        fields.next() != Some("Z") && fields.nth(1) == Some(group)
+    };
+    stats.filter(of_it).count()
+}
+
+#[test]
+fn a_child_that_hangs_at_the_deadline_of_a_stop_ends_with_the_hub() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hub, group, _bus) = hanging(dir.path(), "50ms");
+    hub.signal("TERM");
+    let (code, _, log) = hub.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("and was left behind"), "{log}");
+    // It was killed before the hub ended; the kernel may still be about to do it.
+    eventually("nobody is left", || running(&group) == 0);
+}
+
+#[test]
+fn a_child_that_hangs_ends_with_a_hub_that_a_second_signal_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hub, group, _bus) = hanging(dir.path(), "1h");
+    hub.signal("TERM");
+    hub.signal("INT");
+    let (code, _, log) = hub.end();
+    assert!(matches!(code, Some(130 | 143)), "{code:?}: {log}");
+    eventually("nobody is left", || running(&group) == 0);
+}

@@ -44,6 +44,23 @@ fn the_package_is_typed() {
     assert!(output.status.success(), "{said}");
 }
 
+#[test]
+#[ignore = "needs peers: make test"]
+fn the_examples_of_the_page_are_typed() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = ["worker.py", "tally.py", "harness.py"];
+    for (nth, file) in files.iter().enumerate() {
+        std::fs::write(dir.path().join(file), example(nth)).unwrap();
+    }
+    let mut mypy = Command::new(installed("mypy"));
+    mypy.arg("--strict").args(files);
+    mypy.current_dir(&dir)
+        .env("MYPYPATH", package().join("src"));
+    let output = mypy.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+}
+
 /// A hub with one consumer on a bus, and a subscriber to what the hub publishes.
 struct Scene {
     _dir: tempfile::TempDir,
@@ -180,11 +197,11 @@ fn a_class_of_moksha_runs_behind_a_hub() {
     assert!(scene.hub.stop().stuck.is_empty());
 }
 
-/// The first block in Python of docs/kinds/python.md.
-fn example() -> String {
+/// A block in Python of docs/kinds/python.md; the first is 0.
+fn example(nth: usize) -> String {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kinds/python.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let block = page.split("```python\n").nth(1).unwrap();
+    let block = page.split("```python\n").nth(nth + 1).unwrap();
     block.split("```").next().unwrap().to_owned()
 }
 
@@ -195,7 +212,7 @@ fn the_example_of_the_page_runs_behind_a_hub() {
         "command = [{:?}, 'worker.py']\nbatch_max = 10\nsettings = {{ topic = 'org.done' }}",
         installed("python")
     );
-    let scene = Scene::start(&example(), &command);
+    let scene = Scene::start(&example(0), &command);
     let done = r#"{"name": "weir", "state": "done"}"#;
     let probes = scene.open("org.example.build", done);
     scene.publish("org.example.build", r#"{"name": "weir", "state": "begun"}"#);

@@ -271,6 +271,9 @@ impl<'de> Deserialize<'de> for Condition {
                 "says nothing about what is at {at:?}; add `is`, `above`, `matches`, `exists` ...",
                 at = at.written
             ))),
+            (None, Some(any), None, true) if any.is_empty() => Err(D::Error::custom(
+                "`any` of no conditions never holds; add some to its list, or remove it",
+            )),
             (None, Some(any), None, true) => Ok(Condition::Any(any)),
             (None, None, Some(none), true) => Ok(Condition::None(none)),
             _ => Err(D::Error::custom(
@@ -411,7 +414,7 @@ mod tests {
         let two = "{ at = '/b', is = 2 }";
         let both = json!({"a": 1, "b": 2});
         let first = json!({"a": 1});
-        assert!(hold(&format!("[{one}, {two}]"), both.clone()));
+        assert!(hold(&format!("[{one}, {two}]"), both));
         assert!(!hold(&format!("[{one}, {two}]"), first.clone()));
         assert!(hold(
             &format!("[{{ any = [{one}, {two}] }}]"),
@@ -423,7 +426,6 @@ mod tests {
             json!({"b": 2})
         ));
         assert!(hold("[]", json!(null)));
-        assert!(!hold("[{ any = [] }]", both));
     }
 
     #[test]
@@ -436,6 +438,10 @@ mod tests {
             read("[{ at = '/v' }]")
                 .unwrap_err()
                 .contains("says nothing about")
+        );
+        assert_eq!(
+            read("[{ any = [] }]").unwrap_err(),
+            "t:1:9: when.0: `any` of no conditions never holds; add some to its list, or remove it"
         );
         assert!(
             read("[{ is = 1 }]")

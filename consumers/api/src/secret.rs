@@ -30,8 +30,8 @@ const BYTES_MAX: u64 = 64 << 10;
 /// assert_eq!(format!("{password:?}"), "(secret)");
 /// assert_eq!(
 ///     read("password = 'hunter2'").err().unwrap()[0].to_string(),
-///     "weir.toml:1:12: password: a secret does not stand in the configuration itself; write \
-///      { file = \"PATH\" } or { env = \"NAME\" }"
+///     "weir.toml:1:12: password: expected { file = \"PATH\" } or { env = \"NAME\" }, one of them: a \
+///      secret does not stand in the configuration itself"
 /// );
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -123,8 +123,8 @@ impl<'de> Deserialize<'de> for Secret {
         #[derive(Deserialize)]
         #[serde(
             untagged,
-            expecting = "a secret does not stand in the configuration itself; write \
-                         { file = \"PATH\" } or { env = \"NAME\" }"
+            expecting = "expected { file = \"PATH\" } or { env = \"NAME\" }, one of them: a secret \
+                         does not stand in the configuration itself"
         )]
         enum Written {
             Tagged(Tagged),
@@ -142,6 +142,21 @@ mod tests {
 
     fn file(path: &Path) -> Secret {
         Secret(Place::File(path.to_owned()))
+    }
+
+    #[test]
+    fn it_has_one_place() {
+        let read = |toml: &str| {
+            let secret = crate::settings::Settings::from_toml(toml, "t").unwrap();
+            let read = secret.get("a").unwrap().parse::<Secret>();
+            read.map_err(|mistakes| mistakes[0].to_string())
+        };
+        assert_eq!(read("a = { file = 'b' }"), Ok(file(Path::new("b"))));
+        for wrong in ["{ file = 'b', env = 'B' }", "{}", "'hunter2'", "7"] {
+            let told = read(&format!("a = {wrong}")).unwrap_err();
+            assert!(told.contains("{ env = \"NAME\" }, one of them"), "{told}");
+            assert!(!told.contains("hunter2"), "{told}");
+        }
     }
 
     #[test]

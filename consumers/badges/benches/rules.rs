@@ -34,7 +34,7 @@ fn rules() -> Rules {
         );
     }
     let section = Settings::from_toml(&toml, "bench").unwrap();
-    Rules::read(&section, Path::new(""), "org.example.badges.award").unwrap()
+    Rules::read(&section, Path::new(""), &[], "org.example.badges.award").unwrap()
 }
 
 /// As a bus of builds has them, of 1,000 bytes.

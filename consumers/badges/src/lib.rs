@@ -107,7 +107,8 @@ fn build(section: &Tree, context: &Context) -> std::result::Result<Badges, Vec<M
     if let Err(why) = settings.archive.check() {
         mistakes.push(section.mistake_at("archive", why.to_string()));
     }
-    let rules = Rules::read(section, context.data_dir(), &settings.award_topic);
+    let (data_dir, gets) = (context.data_dir(), context.topics());
+    let rules = Rules::read(section, data_dir, gets, &settings.award_topic);
     match (rules, mistakes.is_empty()) {
         (Ok(rules), true) => Ok(Badges {
             settings,
@@ -289,7 +290,7 @@ mod tests {
         let needed = "[[rule]]\nid = 'slow-query'\nname = 'Patience'\n\
                       topics = ['org.example.db.query']\nrecipient = '/msg/user'";
         let needed = Tree::from_toml(needed, "needed").unwrap();
-        let read = |section: &Tree| Rules::read(section, Path::new(""), "").unwrap();
+        let read = |section: &Tree| Rules::read(section, Path::new(""), &[], "").unwrap();
         assert_eq!(read(&rule).all(), read(&needed).all());
     }
 
@@ -301,7 +302,7 @@ mod tests {
         let mut read = 0;
         for rules in blocks.filter(|block| block.starts_with("[[rule]]")) {
             let section = Tree::from_toml(rules, "badges.md").unwrap();
-            let rules = Rules::read(&section, Path::new(""), "org.example.badges.award");
+            let rules = Rules::read(&section, Path::new(""), &[], "org.example.badges.award");
             read += rules.unwrap().all().len();
         }
         assert_eq!(read, 2);

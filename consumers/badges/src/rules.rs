@@ -117,7 +117,7 @@ impl Rule {
     }
 
     /// What it would do that nobody means, by the key that says so.
-    fn nonsense(&self, award_topic: &str) -> Vec<(&'static str, String)> {
+    fn nonsense(&self, gets: &[String], award_topic: &str) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
         let mut wrong = |key, text: String| found.push((key, text));
         let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -134,6 +134,21 @@ impl Rule {
         if self.topics.is_empty() {
             let text = "an empty list is nothing at all; \"\" is everything";
             wrong("topics", text.into());
+        }
+        // A wider topic than the consumer's is fine: it counts what comes of it.
+        let meets = |topic: &str| {
+            let mut gets = gets.iter().map(String::as_str);
+            gets.any(|got| topic.starts_with(got) || got.starts_with(topic))
+        };
+        let outside: Vec<&String> = (self.topics.iter())
+            .filter(|topic| !gets.is_empty() && !meets(&topic.replace('*', "")))
+            .collect();
+        if !outside.is_empty() {
+            let text = format!(
+                "the consumer gets none of these topics: {outside:?}; add them to its own, which \
+                 are {gets:?}, or remove them here"
+            );
+            wrong("topics", text);
         }
         if self.count == 0 {
             wrong("count", "expected a whole number of at least 1".into());
@@ -234,16 +249,19 @@ impl Rules {
     }
 
     /// Reads the rules of a section: those under `rule`, and those in the files and directories
-    /// that the list `rules` names. A relative path starts at `data_dir`.
+    /// that the list `rules` names. A relative path starts at `data_dir`. `gets` are the prefixes of
+    /// topics that the consumer gets; where they are not known, there are none.
     ///
     /// # Errors
     /// Every mistake in every rule.
     pub fn read(
         section: &Settings,
         data_dir: &Path,
+        gets: &[String],
         award_topic: &str,
     ) -> std::result::Result<Self, Vec<Mistake>> {
         let mut reading = Reading {
+            gets,
             award_topic,
             ..Reading::default()
         };
@@ -281,6 +299,7 @@ impl Rules {
 /// What was read so far.
 #[derive(Default)]
 struct Reading<'a> {
+    gets: &'a [String],
     award_topic: &'a str,
     rules: Rules,
     mistakes: Vec<Mistake>,
@@ -353,7 +372,7 @@ impl Reading<'_> {
             self.count += 1;
             let (rule, mut mistakes) = written.parse_most::<Rule>();
             if let Some(rule) = &rule {
-                let nonsense = rule.nonsense(self.award_topic).into_iter();
+                let nonsense = rule.nonsense(self.gets, self.award_topic).into_iter();
                 let read = |key: &str| mistakes.iter().all(|m| !m.path.starts_with(key));
                 let nonsense: Vec<_> = nonsense.filter(|(key, _)| read(key)).collect();
                 mistakes.extend(
@@ -398,7 +417,8 @@ mod tests {
         let section = Settings::from_toml(toml, "weir.toml").unwrap();
         let dir_text = format!("{}/", dir.display());
         let told = |mistake: &Mistake| mistake.to_string().replace(&dir_text, "");
-        Rules::read(&section, dir, TOPIC).map_err(|mistakes| mistakes.iter().map(told).collect())
+        let read = Rules::read(&section, dir, &[], TOPIC);
+        read.map_err(|mistakes| mistakes.iter().map(told).collect())
     }
 
     fn rule(toml: &str) -> Rule {
@@ -473,6 +493,39 @@ mod tests {
         rule("count = 2000");
         let nothing = read("rules = []", Path::new("")).unwrap_err();
         assert!(nothing[0].contains("there is no rule"), "{nothing:?}");
+    }
+
+    #[test]
+    fn a_topic_that_the_consumer_does_not_get_is_refused() {
+        let read = |topics: &str, gets: &[&str]| {
+            let toml =
+                format!("[[rule]]\nid = 'r'\nname = 'R'\ntopics = {topics}\nrecipient = '/user'");
+            let section = Settings::from_toml(&toml, "t").unwrap();
+            let gets: Vec<String> = gets.iter().map(|topic| (*topic).to_owned()).collect();
+            let read = Rules::read(&section, Path::new(""), &gets, TOPIC);
+            read.map_err(|mistakes| mistakes[0].to_string())
+        };
+        let some = read(
+            "['org.a.', 'com.*', 'org.b']",
+            &["org.a.", "net.", "org.c."],
+        );
+        assert_eq!(
+            some.unwrap_err(),
+            "t:4:10: rule.0.topics: the consumer gets none of these topics: [\"com.*\", \
+             \"org.b\"]; add them to its own, which are [\"org.a.\", \"net.\", \"org.c.\"], or \
+             remove them here"
+        );
+        assert!(read("['org.a']", &["org.b."]).is_err());
+        for (topics, gets) in [
+            ("['org.a.b', 'net.*']", &["org.a", "net."][..]),
+            ("['']", &["org."]),
+            ("['*']", &["org."]),
+            ("['org.']", &["com.", "org.a."]),
+            ("['org.']", &[""]),
+            ("['org.']", &[]),
+        ] {
+            assert!(read(topics, gets).is_ok(), "{topics} {gets:?}");
+        }
     }
 
     #[test]

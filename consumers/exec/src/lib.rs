@@ -10,7 +10,8 @@
 //! 2. Of a batch that failed in part, what the child has answered is not sent again.
 //! 3. A child that ends, hangs or talks nonsense is replaced, after a pause that doubles while that
 //!    happens again and again; a message that children are lost over is set aside.
-//! 4. No child is left behind: with the consumer, all of the child's group ends.
+//! 4. No child is left behind: with the consumer, all of the child's group ends, and with the process
+//!    those of consumers that did not return in time ([`kill_children`]).
 //! 5. Nothing that a child does makes the hub wait longer than the time-outs of its settings.
 //!
 //! What it leaves to others: keeping a child from what its user may do (`setpriv`, `bwrap`, a unit
@@ -20,6 +21,8 @@
 mod stderr;
 
 mod protocol;
+
+mod living;
 
 mod process;
 
@@ -39,6 +42,7 @@ use weir_consumer::settings::{duration, size};
 use weir_consumer::{Consumer, Context, Failure, Kind, Message, Result, Secret};
 
 use child::{Broken, Child};
+pub use living::kill_children;
 use process::Limits;
 use protocol::{Answer, Hello, Lines};
 use stderr::{Stderr, Told};
@@ -170,8 +174,8 @@ struct Exec {
     child: Option<Child>,
     /// Children that were lost in a row without having settled anything.
     losses: u32,
-    /// No child is started before.
-    not_before: Option<Instant>,
+    /// No child is started before, and why: what became of the last.
+    not_before: Option<(Instant, String)>,
     has_started: bool,
     /// What the child answered of a batch that the hub delivers again one by one.
     answers: HashMap<Key, Answer>,
@@ -364,6 +368,8 @@ impl Exec {
             Err(broken) => {
                 let failure = self.lost(child, &broken);
                 match messages {
+                    // It is not the message's fault that the child was killed with the hub's process.
+                    _ if living::is_over() => Err(failure),
                     [message] => Err(self.suspected(message, failure)),
                     _ => Err(failure),
                 }
@@ -371,25 +377,26 @@ impl Exec {
         }
     }
 
-    /// How long no child is to be started yet.
-    fn pause(&self) -> Option<Duration> {
-        let left = self.not_before?.saturating_duration_since(Instant::now());
-        Some(left).filter(|left| !left.is_zero())
+    /// How long no child is to be started yet, and why.
+    fn pause(&self) -> Option<(Duration, &str)> {
+        let (until, why) = self.not_before.as_ref()?;
+        let left = until.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some((left, why))
     }
 
     fn start(&mut self) -> Result<Child> {
-        if let Some(pause) = self.pause() {
+        if let Some((pause, _)) = self.pause() {
             std::thread::sleep(pause.min(PATIENCE));
-            if let Some(left) = self.pause() {
-                let text =
-                    format!("no child is started for another {left:.0?}, after the last was lost");
+            if let Some((left, why)) = self.pause() {
+                // It may be the last that is said of a message before it is set aside.
+                let text = format!("{why}; no child is started for another {left:.0?}");
                 return Err(Failure::retry(text));
             }
         }
         let mut child = match self.spawn() {
             Ok(child) => child,
             Err(why) => {
-                let pause = self.back_off();
+                let pause = self.back_off(&why);
                 let consumer = self.context.name();
                 warn!(consumer, "{why}; tried again after {pause:?}");
                 return Err(Failure::retry(why));
@@ -501,19 +508,19 @@ impl Exec {
         };
         counter!("exec_lost_total", "cause" => cause).increment(1);
         let why = child.end(why);
-        let pause = self.back_off();
+        let pause = self.back_off(&why);
         let consumer = self.context.name();
         warn!(consumer, "{why}; the next is started after {pause:?}");
         Failure::retry(why)
     }
 
     /// Puts the next start off; answers for how long.
-    fn back_off(&mut self) -> Duration {
+    fn back_off(&mut self, why: &str) -> Duration {
         let restart = &self.settings.restart;
         let doubled = restart.delay.saturating_mul(1 << self.losses.min(30));
         let pause = doubled.min(restart.delay_max);
         self.losses = self.losses.saturating_add(1);
-        self.not_before = Some(Instant::now() + pause);
+        self.not_before = Some((Instant::now() + pause, why.to_owned()));
         pause
     }
 
@@ -586,8 +593,8 @@ mod tests {
                 "exec:3:1: timout: unknown key; did you mean `timeout`?",
                 "exec:4:21: limits.memory: expected a size such as \"64MiB\", found \"much\"",
                 "exec:4:35: limits.cpu: expected a text in quotes, found the number 3",
-                "exec:5:17: secrets.A: a secret does not stand in the configuration itself; write \
-                 { file = \"PATH\" } or { env = \"NAME\" }",
+                "exec:5:17: secrets.A: expected { file = \"PATH\" } or { env = \"NAME\" }, one of them: \
+                 a secret does not stand in the configuration itself",
                 "exec:6:12: settings: expected a section of keys, found the text \"x\"",
             ]
         );
@@ -654,12 +661,12 @@ mod tests {
         let (publisher, _) = testkit::recorder();
         let context = Context::new("exec", Path::new("/nowhere"), publisher);
         let mut exec = build(settings, &context).unwrap();
-        let mut pauses = || exec.back_off().as_secs();
+        let mut pauses = || exec.back_off("lost").as_secs();
         assert_eq!(
             [pauses(), pauses(), pauses(), pauses(), pauses()],
             [1, 2, 4, 5, 5]
         );
         exec.losses = u32::MAX;
-        assert_eq!(exec.back_off().as_secs(), 5);
+        assert_eq!(exec.back_off("lost").as_secs(), 5);
     }
 }

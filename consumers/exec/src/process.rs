@@ -5,7 +5,7 @@
 //! 1. No call waits longer than it was told, whatever the process reads, writes or ignores.
 //! 2. What is written to standard output and error is read side by side, so that neither fills up.
 //! 3. The process leads a group of its own; when this value is dropped, all of the group is killed
-//!    and the process reaped.
+//!    and the process reaped. Where it never is, `living` kills the group.
 //!
 //! Left to others: what the lines mean (`child`). Not possible: to reach processes that made a group
 //! of their own, and to act when the hub itself is killed; a process notices that by the end of its
@@ -23,6 +23,7 @@ use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process_group, prlimit, waitid,
 };
 
+use crate::living;
 use crate::protocol::Lines;
 use crate::stderr::Stderr;
 
@@ -75,18 +76,16 @@ impl Process {
         lines: Lines,
         log: Stderr,
     ) -> io::Result<Self> {
-        use std::os::unix::process::CommandExt;
         command
-            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child = command.spawn()?;
+        let mut child = living::start(command)?;
         let process = Process {
             stdin: child.stdin.take(),
             stdout: child.stdout.take(),
             stderr: child.stderr.take(),
-            pid: i32::try_from(child.id()).ok().and_then(Pid::from_raw),
+            pid: living::group(&child),
             child: Some(child),
             unwritten: Vec::new(),
             written: 0,
@@ -273,6 +272,8 @@ impl Process {
         self.stderr = None;
         self.log.flush(Instant::now());
         let mut child = self.child.take()?;
+        // First: once it is reaped, its number may be another's.
+        self.pid.into_iter().for_each(living::forget);
         if has_ended {
             return child.wait().ok().filter(|_| by_itself);
         }

@@ -718,10 +718,8 @@ fn no_child_is_started_before_the_pause_is_over() {
     assert_eq!(scene.retried(), "the child ended, exit status: 1");
     scene.consumer.tick().unwrap();
     let told = scene.retried();
-    assert!(
-        told.starts_with("no child is started for another 3"),
-        "{told}"
-    );
+    let expected = "the child ended, exit status: 1; no child is started for another 3";
+    assert!(told.starts_with(expected), "{told}");
     assert_eq!(
         fs::read_to_string(scene.dir.path().join("starts")).unwrap(),
         "x\n"

@@ -367,8 +367,8 @@ mod tests {
                  \"a b\"",
                 "irc:11:12: connection.realname: expected a text of 1 to 200 bytes without control \
                  characters, found \"a\\n\"",
-                "irc:12:12: connection.password: a secret does not stand in the configuration \
-                 itself; write { file = \"PATH\" } or { env = \"NAME\" }",
+                "irc:12:12: connection.password: expected { file = \"PATH\" } or { env = \"NAME\" }, one \
+                 of them: a secret does not stand in the configuration itself",
                 "irc:13:1: connection.nik: unknown key; did you mean `nick`?",
             ]
         );
