@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
-use metrics::{counter, histogram};
+use metrics::{describe_counter, describe_histogram, histogram};
 use parking_lot::Mutex;
 use tracing::{info, warn};
 use weir_consumer::{Failure, Result};
@@ -74,6 +74,14 @@ impl Connection {
     ///
     /// Relative paths in the settings start at `data_dir`.
     pub fn shared(server: &Server, data_dir: &Path) -> Connection {
+        describe_counter!(
+            "irc_connects_total",
+            "Connections that were made: the server took the nick and let us in."
+        );
+        describe_histogram!(
+            "irc_answer_seconds",
+            "How long the server took to answer what was said."
+        );
         let mut shares = SHARES.lock();
         shares.retain(|_, shared| shared.strong_count() > 0);
         let key = (server.server.clone(), server.nick.clone());
@@ -194,10 +202,7 @@ impl State {
         // Taken out, and put back only after all went well.
         let session = match self.session.take() {
             Some(session) => Ok(session),
-            None => {
-                counter!("irc_connects_total").increment(1);
-                Session::open(&shared.server, &shared.data_dir, until)
-            }
+            None => Session::open(&shared.server, &shared.data_dir, until),
         };
         let called = session.and_then(|mut session| {
             let answer = call(&mut session, &mut self.pace)?;

@@ -29,7 +29,7 @@ mod connection;
 
 use std::time::{Duration, Instant};
 
-use metrics::counter;
+use metrics::{counter, describe_counter};
 use serde::Deserialize;
 use weir_consumer::conditions::{ByTopic, Conditions};
 use weir_consumer::{Consumer, Context, Failure, Kind, Message, Result, Template, Verdict};
@@ -123,6 +123,7 @@ fn build(settings: Settings, context: &Context) -> Result<Irc> {
             format: None,
         });
     }
+    describe();
     let connection = Connection::shared(&settings.connection, context.data_dir());
     let mut routes = ByTopic::default();
     for (number, route) in written.into_iter().enumerate() {
@@ -153,6 +154,23 @@ fn build(settings: Settings, context: &Context) -> Result<Irc> {
         flood: Flood::new(settings.flood),
         progress: None,
     })
+}
+
+/// Says what the figures are; the connection does so of its own.
+fn describe() {
+    describe_counter!(
+        "irc_lines_total",
+        "Lines that the server had, those that tell how many more there were included."
+    );
+    describe_counter!(
+        "irc_summarised_total",
+        "Messages that were told only as a part of how many more there were."
+    );
+}
+
+/// Lines were posted there.
+fn count_lines(channel: &Target, lines: usize) {
+    counter!("irc_lines_total", "channel" => channel.name.clone()).increment(lines as u64);
 }
 
 impl Consumer for Irc {
@@ -232,8 +250,7 @@ impl Irc {
             Course::Post => {
                 let lines = self.connection.post_by(channel, text, until)?;
                 self.flood.posted(&channel.folded, lines, now);
-                let posted = counter!("irc_lines_total", "channel" => channel.name.clone());
-                posted.increment(lines as u64);
+                count_lines(channel, lines);
             }
             Course::Hold => self.flood.hold(&channel.folded, topic),
             Course::Drop => return Err(Failure::drop("too many for this channel")),
@@ -247,7 +264,8 @@ impl Irc {
             let target = self.routes.all().iter().flat_map(|route| &route.channels);
             let target = target.clone().find(|target| target.folded == channel);
             if let (Some(target), Some((text, held))) = (target, self.flood.summary(&channel)) {
-                self.connection.post_by(target, &text, until)?;
+                let lines = self.connection.post_by(target, &text, until)?;
+                count_lines(target, lines);
                 let held_total = counter!("irc_summarised_total", "channel" => target.name.clone());
                 held_total.increment(held);
             }
@@ -298,6 +316,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
     use weir_consumer::testkit::{Harness, build, conformance, sample_settings};
 
     use super::*;
@@ -478,6 +497,43 @@ mod tests {
         drop(irc); // as when the hub stops
         let summary = "PRIVMSG #a :and 998 more in the last 1h: 998 org.x.git";
         assert_eq!(fake.said()[2..], [summary]);
+    }
+
+    #[test]
+    fn what_is_counted_is_what_the_server_had() {
+        // The first two connections are closed before anybody is let in.
+        let fake = Fake::start(|connection, _| match connection {
+            1 | 2 => Answer::Close(String::new()),
+            _ => Answer::Honest,
+        });
+        let recorder = DebuggingRecorder::new();
+        metrics::with_local_recorder(&recorder, || {
+            let toml = "channels = ['#a']\nformat = '{{ payload }}'\n\
+                        flood = { lines = 2, within = '1h' }";
+            let mut irc = irc(&fake, toml);
+            for _ in 0..2 {
+                assert_eq!(irc.feed("t", "no"), Err(Verdict::Retry));
+            }
+            for number in 0..5 {
+                assert_eq!(irc.feed("t", number.to_string()), Ok(()));
+            }
+        }); // with the summary
+        assert_eq!(fake.said().len(), 3);
+        let mut counted = Vec::new();
+        for (key, _, help, value) in recorder.snapshotter().snapshot().into_vec() {
+            let name = key.key().name();
+            assert!(help.is_some(), "{name} is not described");
+            if let DebugValue::Counter(count) = value {
+                counted.push(format!("{name} {count}"));
+            }
+        }
+        counted.sort();
+        let expected = [
+            "irc_connects_total 1",
+            "irc_lines_total 3",
+            "irc_summarised_total 3",
+        ];
+        assert_eq!(counted, expected);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use metrics::counter;
 use weir_consumer::{Failure, Result, Secret, SecretText};
 
 use crate::Server;
@@ -419,6 +420,7 @@ impl Session {
                 }
                 self.known_as(line.param(0));
                 self.registered = true;
+                counter!("irc_connects_total").increment(1);
             }
             _ => self.handle(line, until)?,
         }

@@ -2,7 +2,8 @@
 //!
 //! 1. Each recipient's notifications go out in the order of intake.
 //! 2. Recipients take turns, one parcel each, so that nobody waits for another's backlog.
-//! 3. Where there was trouble, nothing is tried for a pause that doubles; all others go on.
+//! 3. Where there was trouble, nothing is tried for a pause that doubles, or longer if the endpoint
+//!    asks for it, never shorter; all others go on.
 //! 4. A group that answers slowly takes at most half of the time while others have something to send,
 //!    and none while messages come in: it is left to the ticks between them.
 //! 5. What went out is not sent again, also when the outbox can't note it just now.
@@ -27,7 +28,7 @@ const DIGEST_MESSAGES_MAX: usize = 1000;
 /// Nor more text, unless it has a single message: a template makes at most 1 MiB of it.
 const DIGEST_BYTES_MAX: usize = 512 << 10;
 /// The first pause.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 /// What takes longer is slow: IRC, where lines have to wait for their turn, above all.
 const SLOW: Duration = Duration::from_millis(100);
 /// How often what is too old is looked for where nothing is tried.
@@ -51,6 +52,23 @@ impl When {
             When::AfterMessages => Duration::from_millis(200),
             When::AtTick => Duration::from_secs(1),
         }
+    }
+}
+
+/// Why something may be given up on a route.
+pub(crate) fn reasons(route: Route) -> &'static [&'static str] {
+    let all = &[
+        "refused",
+        "expired",
+        "attempts",
+        "full",
+        "no_address",
+        "unsendable",
+    ];
+    match route {
+        Route::Email => all,
+        // Only a mail may be impossible to make.
+        Route::Irc | Route::Webhook => &all[..5],
     }
 }
 
@@ -371,7 +389,9 @@ impl Delivery {
             );
         }
         let pause = PAUSE.saturating_mul(1 << known.min(20));
-        let pause = after.unwrap_or(pause.min(self.patience.pause_max));
+        let pause = pause.min(self.patience.pause_max);
+        // An endpoint that asks for less ("Retry-After: 0") would be asked without an end.
+        let pause = after.map_or(pause, |after| after.max(pause));
         let trouble = Trouble {
             failures: known + 1,
             until: now + pause,
@@ -398,6 +418,7 @@ impl Delivery {
         count: usize,
         text: &str,
     ) {
+        debug_assert!(reasons(recipient.route).contains(&reason), "{reason}");
         let route = recipient.route.name();
         counter!("notify_given_up_total", "route" => route, "reason" => reason)
             .increment(count as u64);
@@ -444,6 +465,7 @@ mod tests {
         }
 
         fn deliver(&mut self, recipient: &Recipient, parcel: &Parcel) -> Outcome {
+            assert!(self.delivered.len() < 1000, "it tries without an end");
             let seqs = parcel.notifications.iter().map(|one| one.seq).collect();
             self.delivered.push((recipient.user.clone(), seqs));
             let answer = self.answers.get(recipient.user.as_str());
@@ -591,6 +613,22 @@ mod tests {
         assert_eq!(f.work(), ["ann 1"]);
         assert_eq!(f.after(29), [""; 0]);
         assert_eq!(f.after(1), ["ann 1"]);
+    }
+
+    #[test]
+    fn an_endpoint_that_asks_for_no_pause_gets_the_one_that_doubles() {
+        let mut f = fixture(0);
+        let now = || Outcome::Later {
+            text: "503".into(),
+            after: Some(Duration::ZERO),
+        };
+        f.routes.answers.insert("ann", now);
+        f.store(1, "ann", false);
+        assert_eq!(f.work(), ["ann 1"]);
+        for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
+            assert_eq!(f.after(pause - 1), [""; 0], "{pause}");
+            assert_eq!(f.after(1), ["ann 1"], "{pause}");
+        }
     }
 
     #[test]

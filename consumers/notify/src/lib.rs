@@ -36,7 +36,7 @@ use serde::Deserialize;
 use tracing::{info, warn};
 use weir_consumer::{Consumer, Context, Failure, Kind, Message, Result, Verdict, settings};
 
-use delivery::{Delivery, Outcome, Patience, Place, Routes, When};
+use delivery::{Delivery, Outcome, PAUSE, Patience, Place, Routes, When};
 use email::{Email, Letter};
 use outbox::{Notification, Outbox, Parcel, Recipient};
 use texts::Texts;
@@ -164,6 +164,9 @@ fn build(settings: Settings, context: &Context) -> Result<Notify> {
                 .into(),
         );
     }
+    if settings.pause_max < PAUSE {
+        mistakes.push("`pause_max` has to be at least 1s, which the first pause is".into());
+    }
     let users = Users::read(settings.user, &settings.users, data_dir, &configured);
     let users = users.unwrap_or_else(|more| {
         mistakes.extend(more);
@@ -172,7 +175,7 @@ fn build(settings: Settings, context: &Context) -> Result<Notify> {
     if !mistakes.is_empty() {
         return Err(Failure::halt(mistakes.join("\n")));
     }
-    describe();
+    describe(&configured);
     let store = (settings.store).unwrap_or_else(|| format!("{}.db", context.name()).into());
     let patience = Patience {
         give_up: settings.give_up,
@@ -200,19 +203,19 @@ fn build(settings: Settings, context: &Context) -> Result<Notify> {
     })
 }
 
-/// Says what the figures are.
-fn describe() {
+/// Says what the figures are, and has them all from the start: a rate needs the 0 before the first.
+fn describe(configured: &[Route]) {
     describe_gauge!(
         "notify_outbox_messages",
-        "Notifications that wait in the outbox."
+        "Notifications that wait in the outbox: one for each message, user and route."
     );
     describe_counter!(
         "notify_delivered_total",
-        "Notifications that were delivered."
+        "Notifications that were delivered: a digest of 40 messages counts 40."
     );
     describe_counter!(
         "notify_given_up_total",
-        "Notifications that nobody will be told."
+        "Notifications that will never be delivered, by reason."
     );
     describe_counter!(
         "notify_texts_failed_total",
@@ -222,6 +225,15 @@ fn describe() {
         "notify_replayed_total",
         "Messages that nobody is told of because they were replayed or requeued."
     );
+    for route in configured {
+        let name = route.name();
+        counter!("notify_delivered_total", "route" => name).increment(0);
+        for reason in delivery::reasons(*route) {
+            counter!("notify_given_up_total", "route" => name, "reason" => *reason).increment(0);
+        }
+    }
+    counter!("notify_texts_failed_total").increment(0);
+    counter!("notify_replayed_total").increment(0);
 }
 
 impl Consumer for Notify {
@@ -234,19 +246,10 @@ impl Consumer for Notify {
     }
 
     fn consume_batch(&mut self, batch: &[Message]) -> Result {
-        let new = self.guarded(|notify| notify.notifications(batch))?;
-        if !new.is_empty() {
-            if !self.has_room(&new) {
-                self.work(When::AtTick);
-            }
-            if !self.has_room(&new) {
-                return Err(Failure::retry(self.full()));
-            }
-            self.guarded(|notify| notify.opened()?.store(&new))?;
-        }
-        // What is stored is stored: whatever happens now is no reason to bring it again.
-        self.work(When::AfterMessages);
-        Ok(())
+        let taken = self.take(batch);
+        // Also when there is no room: no tick comes while the hub waits before it tries again.
+        self.measure();
+        taken
     }
 
     fn tick(&mut self) -> Result {
@@ -263,6 +266,23 @@ impl Consumer for Notify {
 }
 
 impl Notify {
+    /// Stores what people are to be told of these messages, and begins to tell them.
+    fn take(&mut self, batch: &[Message]) -> Result {
+        let new = self.guarded(|notify| notify.notifications(batch))?;
+        if !new.is_empty() {
+            if !self.has_room(&new) {
+                self.work(When::AtTick);
+            }
+            if !self.has_room(&new) {
+                return Err(Failure::retry(self.full()));
+            }
+            self.guarded(|notify| notify.opened()?.store(&new))?;
+        }
+        // What is stored is stored: whatever happens now is no reason to bring it again.
+        self.work(When::AfterMessages);
+        Ok(())
+    }
+
     /// The outbox, opened if it is not.
     fn opened(&mut self) -> Result<&mut Outbox> {
         let outbox = match self.outbox.take() {
@@ -390,6 +410,9 @@ impl Notify {
     }
 
     fn measure(&self) {
+        if self.outbox.is_none() && self.store.exists() {
+            return; // what is in it is not known now
+        }
         for route in &self.routes.configured {
             let of_route = (self.outbox.iter())
                 .flat_map(|outbox| outbox.waiting())
@@ -508,8 +531,10 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::path::Path;
 
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
     use weir_consumer::Publisher;
     use weir_consumer::testkit::{Harness, build, conformance, sample_settings};
 
@@ -607,6 +632,11 @@ mod tests {
         ] {
             assert!(told.contains(part), "{part} is not in {told}");
         }
+        let never = mistakes(&format!("pause_max = '0s'\n{NOBODY_LISTENS}")).join("");
+        assert!(
+            never.contains("`pause_max` has to be at least 1s"),
+            "{never}"
+        );
         let none = mistakes("user = [{ name = 'ann', rules = [{ topics = [''] }] }]").join("");
         assert!(none.contains("no route is configured"), "{none}");
     }
@@ -685,6 +715,90 @@ mod tests {
         let mut small = notify(dir.path(), &toml);
         assert_eq!(small.feed("org.a", "1"), Ok(()));
         assert_eq!(small.feed("org.a", "2"), Err(Verdict::Retry));
+    }
+
+    /// The figures after this, as `name value value of a label ...`.
+    fn figures(act: impl FnOnce()) -> BTreeMap<String, f64> {
+        let recorder = DebuggingRecorder::new();
+        metrics::with_local_recorder(&recorder, act);
+        let all = recorder.snapshotter().snapshot().into_vec().into_iter();
+        all.map(|(key, _, help, value)| {
+            let mut name = key.key().name().to_owned();
+            assert!(help.is_some(), "{name} is not described");
+            for label in key.key().labels() {
+                name = format!("{name} {}", label.value());
+            }
+            let value = match value {
+                DebugValue::Counter(count) => count as f64,
+                DebugValue::Gauge(value) => value.0,
+                DebugValue::Histogram(_) => panic!("{name} is a histogram"),
+            };
+            (name, value)
+        })
+        .collect()
+    }
+
+    #[test]
+    fn all_counters_are_there_from_the_start() {
+        let figures = figures(|| {
+            notify(
+                Path::new("/nowhere"),
+                &format!("webhook = {{}}\n{NOBODY_LISTENS}"),
+            );
+        });
+        let mut expected = vec!["notify_replayed_total", "notify_texts_failed_total"];
+        expected.extend([
+            "notify_delivered_total email",
+            "notify_delivered_total webhook",
+            "notify_given_up_total email attempts",
+            "notify_given_up_total email expired",
+            "notify_given_up_total email full",
+            "notify_given_up_total email no_address",
+            "notify_given_up_total email refused",
+            "notify_given_up_total email unsendable",
+            "notify_given_up_total webhook attempts",
+            "notify_given_up_total webhook expired",
+            "notify_given_up_total webhook full",
+            "notify_given_up_total webhook no_address",
+            "notify_given_up_total webhook refused",
+        ]);
+        expected.sort_unstable();
+        assert_eq!(figures.keys().collect::<Vec<_>>(), expected);
+        assert!(figures.values().all(|value| *value == 0.0), "{figures:?}");
+    }
+
+    #[test]
+    fn what_waits_is_measured_also_when_there_is_no_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let toml = format!("outbox = {{ messages = 2 }}\n{NOBODY_LISTENS}");
+        // Without a tick between them.
+        let full = figures(|| {
+            let mut full = notify(dir.path(), &toml);
+            assert_eq!(full.feed("org.a", "1"), Ok(()));
+            assert_eq!(full.feed("org.a", "2"), Ok(()));
+            assert_eq!(full.feed("org.a", "3"), Err(Verdict::Retry));
+        });
+        assert_eq!(full["notify_outbox_messages email"], 2.0);
+        // After a start, with an outbox that has no room.
+        let again = figures(|| {
+            let mut again = notify(dir.path(), &toml);
+            assert_eq!(again.feed("org.a", "4"), Err(Verdict::Retry));
+        });
+        assert_eq!(again["notify_outbox_messages email"], 2.0);
+        let ticked = figures(|| notify(dir.path(), &toml).consumer().tick().unwrap());
+        assert_eq!(ticked["notify_outbox_messages email"], 2.0);
+    }
+
+    #[test]
+    fn what_waits_is_not_said_to_be_nothing_while_it_is_not_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let figures = figures(|| {
+            let mut one = notify(dir.path(), NOBODY_LISTENS);
+            assert_eq!(one.feed("org.a", "1"), Ok(()));
+            one.consumer().outbox = None; // as after an error
+            one.consumer().measure();
+        });
+        assert_eq!(figures["notify_outbox_messages email"], 1.0);
     }
 
     #[test]

@@ -9,15 +9,18 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lettre::Address;
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use serde_json::Value;
 use ureq::http::Uri;
+use ureq::http::uri::Authority;
 use weir_consumer::conditions::{ByTopic, Conditions, Pointer};
 use weir_consumer::settings::{self, Settings};
 use weir_consumer::{Message, Template};
@@ -151,18 +154,44 @@ impl<'de> Deserialize<'de> for Url {
                 ));
             }
         };
-        let authority = match uri.authority() {
-            Some(authority) if !authority.host().is_empty() => authority.as_str(),
-            _ => return Err(problem("the address names no host")),
+        let Some(authority) = uri.authority() else {
+            return Err(problem("the address names no host"));
         };
-        if authority.contains('@') {
-            return Err(problem(
-                "the address has a password in it, which would be shown",
-            ));
+        if let Some(what) = misleading(authority) {
+            return Err(problem(what));
         }
-        let origin = format!("{scheme}://{}", authority.to_ascii_lowercase());
+        let origin = format!("{scheme}://{}", authority.as_str().to_ascii_lowercase());
         Ok(Url { uri, origin })
     }
+}
+
+/// What is wrong with a host and its port, of which `Uri` takes more than there is: one that it
+/// can't read as a port is none to it, and the request would go to the scheme's own.
+fn misleading(authority: &Authority) -> Option<&'static str> {
+    if authority.as_str().contains('@') {
+        return Some(
+            "a user or a password before the host would be shown wherever the host is; write a \
+             token into the path, which is not shown, or have the receiver check the signature \
+             that `secret` makes",
+        );
+    }
+    let host = authority.host();
+    if host.is_empty() {
+        return Some("the address names no host");
+    }
+    let in_brackets = (host.strip_prefix('[')).and_then(|host| host.strip_suffix(']'));
+    let sound = match in_brackets {
+        Some(host) => host.parse::<Ipv6Addr>().is_ok(),
+        None => ServerName::try_from(host).is_ok(),
+    };
+    if !sound {
+        return Some("the host is neither a name nor an address of IP (IPv6 in brackets)");
+    }
+    let port = (authority.as_str().strip_prefix(host)).unwrap_or_default();
+    let digits = port.strip_prefix(':').unwrap_or("none");
+    let sound = digits.bytes().all(|c| c.is_ascii_digit())
+        && digits.parse::<u16>().is_ok_and(|port| port > 0);
+    (!port.is_empty() && !sound).then_some("a port is a number from 1 to 65535")
 }
 
 /// A rule, where it was found.
@@ -530,8 +559,10 @@ mod tests {
             "DIR/users.toml:6:7: user.0.irc: expected a nick or a channel, found \"a\\r\\nQUIT\"",
             "DIR/users.toml:7:42: user.0.rules.0.when.0.at: expected a JSON pointer such as \
              \"/msg/user\", found \"x\"",
-            "DIR/users.toml:10:11: user.1.webhook: the address has a password in it, which would \
-             be shown; expected an address such as \"https://example.org/hook\"",
+            "DIR/users.toml:10:11: user.1.webhook: a user or a password before the host would be \
+             shown wherever the host is; write a token into the path, which is not shown, or have \
+             the receiver check the signature that `secret` makes; expected an address such as \
+             \"https://example.org/hook\"",
             "DIR/users.toml:11:36: user.1.rules.0.format: template, line 1: syntax error: \
              unexpected end of input, expected end of variable block",
             "DIR/users.toml:11:51: user.1.rules.0.via.0: unknown value `fax`; known here: email, \
@@ -572,6 +603,104 @@ mod tests {
         assert!(read(&["/dev/null".into()]).unwrap_err()[0].contains("neither a file"));
         let nobody = read(&[]).unwrap_err();
         assert!(nobody[0].starts_with("nobody is to be told"), "{nobody:?}");
+    }
+
+    /// The origin of an address, or why it is refused.
+    fn origin(address: &str) -> Result<String, String> {
+        let json = Value::from(address);
+        let url: Result<Url, _> = serde_json::from_value(json);
+        url.map(|url| url.origin).map_err(|why| why.to_string())
+    }
+
+    #[test]
+    fn an_address_is_read_as_it_is_asked_or_refused() {
+        for sound in [
+            "https://example.org",
+            "http://example.org:1",
+            "http://a_b.example.org.:65535",
+            "http://localhost:08080",
+            "http://127.0.0.1:80",
+            "http://[::1]",
+            "http://[2001:db8::1]:8080",
+        ] {
+            assert_eq!(origin(sound).as_deref(), Ok(sound));
+            assert_eq!(
+                origin(&format!("{sound}/hook?a=b:c@d")).as_deref(),
+                Ok(sound)
+            );
+        }
+        assert_eq!(
+            origin("HTTPS://Example.ORG/A").as_deref(),
+            Ok("https://example.org")
+        );
+        let port = [
+            "65536",
+            "88106",
+            "0",
+            "",
+            "+80",
+            "-1",
+            "80x",
+            "99999999999999999999",
+        ];
+        for port in port {
+            for host in ["example.org", "127.0.0.1", "[::1]"] {
+                let told = origin(&format!("http://{host}:{port}/s3cret")).unwrap_err();
+                assert!(!told.contains("s3cret"), "{told}");
+                assert!(
+                    told.contains("a number from 1 to 65535"),
+                    "{host}:{port}: {told}"
+                );
+            }
+        }
+        for (wrong, why) in [
+            ("https://ann@example.org/", "a user or a password"),
+            (
+                "https://ann:w0rd@example.org:99999/",
+                "a user or a password",
+            ),
+            ("https://:w0rd@example.org/", "a user or a password"),
+            ("https://ann:w0rd@/", "no address of the web"),
+            ("http://:8080/", "names no host"),
+            ("http:///hook", "no address of the web"),
+            ("http://", "no address of the web"),
+            ("/hook", "begins neither"),
+            ("example.org:80", "begins neither"),
+            ("http://a..b/", "neither a name nor an address"),
+            ("http://-a.example.org/", "neither a name nor an address"),
+            ("http://a*b/", "neither a name nor an address"),
+            ("http://127.1/", "neither a name nor an address"),
+            ("http://2130706433/", "neither a name nor an address"),
+            ("http://[v1.x]/", "neither a name nor an address"),
+            ("http://[1.2.3.4]/", "neither a name nor an address"),
+            ("http://[::1]x:80/", "a number from 1 to 65535"),
+            ("http://::1/", "no address of the web"),
+            ("http://a:1:2/", "no address of the web"),
+            ("http://a b/", "no address of the web"),
+            ("http://exämple.org/", "no address of the web"),
+            ("http://a%2eb/", "no address of the web"),
+        ] {
+            let told = origin(wrong).unwrap_err();
+            assert!(told.contains(why), "{wrong}: {told}");
+            assert!(!told.contains("w0rd"), "{told}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn an_address_goes_where_its_origin_says(
+            authority in r"[a-z0-9.:\[\]@+%-]{0,20}",
+            port in proptest::option::of(0_u32..100_000),
+        ) {
+            let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+            let address = format!("http://{authority}{port}/");
+            let json = Value::from(address);
+            if let Ok(url) = serde_json::from_value::<Url>(json) {
+                let asked = url.uri.port_u16().map(|port| format!(":{port}"));
+                let asked = format!("http://{}{}", url.uri.host().unwrap(), asked.unwrap_or_default());
+                proptest::prop_assert_eq!(url.origin, asked);
+            }
+        }
     }
 
     #[test]

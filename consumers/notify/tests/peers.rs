@@ -583,6 +583,23 @@ fn nginx(dir: &Path, port: u16, http: &str) -> Program {
 
 #[test]
 #[ignore = "needs peers: make test"]
+fn an_endpoint_that_asks_for_no_pause_is_not_asked_without_one() {
+    let hooks = Hooks::start();
+    for (number, after) in ["0", "Sun,%2006%20Nov%201994%2008:49:37%20GMT"]
+        .iter()
+        .enumerate()
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("http://127.0.0.1:{}/status/503?after={after}", hooks.port);
+        let mut notify = Notify::new(&(hooks.settings() + &hook_user("ann", &url)), dir.path());
+        // It works for a while at what it can send, which is nothing after the first answer.
+        notify.tell("x");
+        assert_eq!(hooks.all().len(), number + 1, "{after}");
+    }
+}
+
+#[test]
+#[ignore = "needs peers: make test"]
 fn nginx_says_when_it_wants_to_be_asked_again() {
     let hooks = Hooks::start();
     let dir = tempfile::tempdir().unwrap();
