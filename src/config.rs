@@ -644,7 +644,9 @@ fn consumer(
         instance::<ConsumerSettings>(name, section, registry, &mut mistakes);
     if let Some(kind) = &kind {
         let topics = settings.as_ref().map(ConsumerSettings::prefixes);
-        let context = context.reading(topics.unwrap_or_default(), sources.to_vec());
+        let workers = settings.as_ref().map_or(1, |settings| settings.workers);
+        let context =
+            (context.reading(topics.unwrap_or_default(), sources.to_vec())).with_workers(workers);
         mistakes.extend(kinds_own(kind.build_consumer(&own, &context).map(drop)));
     }
     if let Some(settings) = &settings {

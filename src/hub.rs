@@ -795,7 +795,8 @@ impl<'c> Workers<'c> {
         let data_dir = &shared.hub.data_dir;
         let context = Context::new(&config.name, data_dir, shared.publisher.clone())
             .in_hub(&shared.hub.name)
-            .reading(settings.prefixes(), shared.sources);
+            .reading(settings.prefixes(), shared.sources)
+            .with_workers(settings.workers);
         let (kind, own) = (config.kind.clone(), config.own.clone());
         let recorder = shared.measured.recorder(&config.name);
         let recording = recorder.clone();

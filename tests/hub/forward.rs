@@ -45,6 +45,15 @@ fn hubs_that_forward_to_each_other_send_a_message_round_once() {
             "net.a",
             "org.a",
         ),
+        // The same after the first word.
+        (
+            [
+                "{ prefix = 'org.', with = 'org.here.' }",
+                "{ prefix = 'org.', with = 'org.there.' }",
+            ],
+            "org.here.a",
+            "org.there.here.a",
+        ),
     ] {
         let (here, there) = (unused(), unused());
         let (near, seen_near) = relay(&here, &there, rewrites[0]);

@@ -23,6 +23,7 @@ pub struct Context {
     publisher: Publisher,
     topics: Arc<[String]>,
     sources: Arc<[String]>,
+    workers: usize,
 }
 
 impl Context {
@@ -35,6 +36,7 @@ impl Context {
             publisher,
             topics: Arc::default(),
             sources: Arc::default(),
+            workers: 1,
         }
     }
 
@@ -54,6 +56,11 @@ impl Context {
             sources: sources.into(),
             ..self
         }
+    }
+
+    /// The same for a consumer of so many workers, each of which is built from these settings.
+    pub fn with_workers(self, workers: usize) -> Self {
+        Context { workers, ..self }
     }
 
     /// The instance's name, as the section of the configuration says it.
@@ -79,6 +86,11 @@ impl Context {
     /// Where the hub reads from: what its backends connect to and are bound to.
     pub fn sources(&self) -> &[String] {
         &self.sources
+    }
+
+    /// How many workers the consumer has; each is built for itself. Of a producer there is one.
+    pub fn workers(&self) -> usize {
+        self.workers
     }
 
     /// The way onto the bus.

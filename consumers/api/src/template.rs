@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use minijinja::value::Serde;
-use minijinja::{Environment, UndefinedBehavior};
+use minijinja::value::{Serde, ValueKind};
+use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 use serde::{Deserialize, Serialize};
 
 use crate::{Failure, Message, Result};
@@ -19,8 +19,11 @@ const NAME: &str = "template";
 ///
 /// A message's template knows `topic`, `payload` (as text, with what is not UTF-8 replaced), `json`
 /// (the payload as JSON, undefined when it is none), `received` (seconds since 1970) and `seq`.
-/// What is undefined is an error and not an empty text; `{{ json.msg.agent | default("somebody") }}`
-/// says what to write instead. The language is that of the crate `minijinja`.
+/// What is undefined is an error and not an empty text; `{{ json.agent | default("somebody") }}`
+/// says what to write instead. That `json` itself or something on the way is not there is an error
+/// before `default` is asked, so there is a filter `at`, with a JSON pointer as in conditions:
+/// `{{ json | at("/msg/agent") | default("somebody") }}` is never an error. The language is that of
+/// the crate `minijinja`.
 ///
 /// ```
 /// use std::time::SystemTime;
@@ -49,9 +52,11 @@ impl Template {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
         environment.set_fuel(Some(STEPS_MAX));
+        environment.set_debug(true); // so that an error knows what was undefined
+        environment.add_filter("at", at);
         environment
             .add_template_owned(NAME, source.clone())
-            .map_err(|error| told(&error))?;
+            .map_err(|error| told(&error, &source))?;
         Ok(Template {
             source,
             environment,
@@ -72,7 +77,7 @@ impl Template {
     /// # Errors
     /// As [`of`](Template::of).
     pub fn render(&self, variables: impl Serialize) -> Result<String> {
-        let failed = |error| Failure::dead_letter(told(&error));
+        let failed = |error| Failure::dead_letter(told(&error, &self.source));
         let template = self.environment.get_template(NAME).map_err(failed)?;
         let text = template.render(Serde(variables)).map_err(failed)?;
         match text.len() <= BYTES_MAX {
@@ -90,13 +95,42 @@ impl Template {
     }
 }
 
-fn told(error: &minijinja::Error) -> String {
+fn told(error: &minijinja::Error, source: &str) -> String {
     let line = error.line().unwrap_or(1);
-    let what = error.detail().map_or_else(
-        || error.kind().to_string(),
-        |detail| format!("{}: {detail}", error.kind()),
-    );
+    let expression = error.range().and_then(|range| source.get(range));
+    let what = match (error.kind(), error.detail(), expression) {
+        (ErrorKind::UndefinedError, Some(detail), _) => detail.to_owned(),
+        (ErrorKind::UndefinedError, None, Some(expression)) => {
+            format!("`{expression}` is undefined")
+        }
+        (kind, Some(detail), _) => format!("{kind}: {detail}"),
+        (kind, None, Some(expression)) => format!("{kind} in `{expression}`"),
+        (kind, None, None) => kind.to_string(),
+    };
     format!("template, line {line}: {what}")
+}
+
+/// The filter: what is at this JSON pointer, or undefined, however much of the way is not there.
+fn at(value: &Value, pointer: &str) -> std::result::Result<Value, minijinja::Error> {
+    if !(pointer.is_empty() || pointer.starts_with('/')) {
+        return Err(minijinja::Error::new(
+            ErrorKind::InvalidOperation,
+            format!("`at` expects a JSON pointer such as \"/msg/user\", found {pointer:?}"),
+        ));
+    }
+    let mut found = value.clone();
+    for key in pointer.split('/').skip(1) {
+        let key = key.replace("~1", "/").replace("~0", "~");
+        found = match found.kind() {
+            ValueKind::Map => found.get_attr(&key)?,
+            ValueKind::Seq => match key.parse::<usize>() {
+                Ok(index) if index.to_string() == key => found.get_item_by_index(index)?,
+                _ => Value::UNDEFINED,
+            },
+            _ => Value::UNDEFINED,
+        };
+    }
+    Ok(found)
 }
 
 /// What a template knows of a message; a part of what a digest's template gets.
@@ -177,14 +211,58 @@ mod tests {
     fn what_is_not_there_is_an_error_unless_a_default_is_given() {
         assert_eq!(
             failure("{{ json.who }}", "{}"),
-            "template, line 1: undefined value"
+            "template, line 1: `json.who` is undefined"
         );
         assert_eq!(
-            failure("\n{{ json.who }}", "no json"),
-            "template, line 2: undefined value"
+            failure("\n{{ json.msg.who | default('nobody') }}", "{}"),
+            "template, line 2: `json.msg` is undefined"
+        );
+        assert_eq!(
+            failure("{{ json.who }}", "no json"),
+            "template, line 1: `json` is undefined"
+        );
+        assert_eq!(
+            failure("{{ json | at('/who') }}", "{}"),
+            "template, line 1: `at('/who')` is undefined"
         );
         let given = Template::new("{{ json.who | default('nobody') }}").unwrap();
         assert_eq!(given.of(&message("{}")).unwrap(), "nobody");
+    }
+
+    #[test]
+    fn what_is_at_a_pointer_may_be_undefined_anywhere_on_the_way() {
+        let at = |pointer: &str, payload: &'static str| {
+            let template = format!("{{{{ json | at('{pointer}') | default('-') }}}}");
+            Template::new(template).unwrap().of(&message(payload))
+        };
+        let deep = r#"{"a": {"b": [1, {"c/d": 2}], "": 3}}"#;
+        for (pointer, payload, expected) in [
+            ("/a/b/0", deep, "1"),
+            ("/a/b/1/c~1d", deep, "2"),
+            ("/a/", deep, "3"),
+            ("/a/b/01", deep, "-"),
+            ("/a/b/2", deep, "-"),
+            ("/a/b/c", deep, "-"),
+            ("/a/b/0/c", deep, "-"),
+            ("/a/x/y/z", deep, "-"),
+            ("/a/b", "{}", "-"),
+            ("/a/b", "7", "-"),
+            ("/a/b", "null", "-"),
+            ("/a/b", "no json", "-"),
+            ("/a/b", "", "-"),
+            ("", "7", "7"),
+        ] {
+            assert_eq!(
+                at(pointer, payload).unwrap(),
+                expected,
+                "{pointer} {payload}"
+            );
+        }
+        let told = at("a", "{}").unwrap_err().to_string();
+        assert!(
+            told.contains("such as \"/msg/user\", found \"a\""),
+            "{told}"
+        );
     }
 
     #[test]

@@ -161,6 +161,13 @@ fn wrong(settings: &Settings, context: &Context) -> Option<String> {
                 .into(),
         );
     }
+    if !bind.is_empty() && context.workers() > 1 {
+        return Some(format!(
+            "`bind`: each of the {} workers would bind to {}, and only one can; leave `workers` at 1",
+            context.workers(),
+            bind[0]
+        ));
+    }
     for (key, endpoints) in [("connect", connect), ("bind", bind)] {
         if let Some((_, wrong)) = check_list(endpoints, key == "connect").first() {
             return Some(format!("`{key}`: {wrong}"));
@@ -384,10 +391,7 @@ impl Outlet {
             check_free(endpoint).map_err(Failure::retry)?;
             (socket.bind(&resolved(endpoint))).map_err(|error| {
                 let remedy = match error {
-                    zmq::Error::EADDRINUSE => {
-                        "; another program has it, or another worker of this consumer, which needs \
-                         workers = 1"
-                    }
+                    zmq::Error::EADDRINUSE => "; another program has it",
                     _ => "",
                 };
                 Failure::retry(format!("can't bind to {endpoint}: {error}{remedy}"))
@@ -564,6 +568,19 @@ mod tests {
             };
             let told = mistake(&toml, &[], &[""]);
             assert!(told.contains(expected), "{toml}: {told}");
+        }
+    }
+
+    #[test]
+    fn workers_that_would_all_bind_are_refused() {
+        let context = |workers| {
+            Context::new("forward", Path::new(""), Publisher::nowhere()).with_workers(workers)
+        };
+        for (key, workers, good) in [("bind", 1, true), ("bind", 2, false), ("connect", 2, true)] {
+            let toml = format!("{key} = ['tcp://127.0.0.1:1']");
+            let settings = Toml::from_toml(&toml, "forward").unwrap();
+            let built = kind().build_consumer(&settings, &context(workers));
+            assert_eq!(built.is_ok(), good, "{key} {workers}");
         }
     }
 

@@ -254,7 +254,7 @@ impl State {
                     if let Some(why) = turn(session, pace, LINES_TO_KNOCK, until)? {
                         return Ok(Posted::Not(why));
                     }
-                    session.knock(target, until)?;
+                    session.knock(target, &shared.data_dir, until)?;
                 }
                 match session.door(target, until)? {
                     Door::Open => {}
@@ -315,7 +315,7 @@ impl State {
             // Those for which there is no line left now have their turn with a later tick.
             for channel in &channels {
                 if session.may_knock(channel) && pace.take(LINES_TO_KNOCK, now).is_ok() {
-                    session.knock(channel, until)?;
+                    session.knock(channel, &shared.data_dir, until)?;
                 }
             }
             Ok(true)

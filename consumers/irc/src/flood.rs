@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use weir_consumer::settings::duration;
 
 /// Different topics that are counted each; the others are counted together.
@@ -20,12 +21,27 @@ const TOPICS_MAX: usize = 200;
 /// Topics that a summary names.
 const NAMED_MAX: usize = 5;
 
+/// Nobody reads what was summarised later than that.
+const WITHIN_MAX: Duration = Duration::from_secs(24 * 3600);
+
+fn within<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    let time = duration(from)?;
+    match !time.is_zero() && time <= WITHIN_MAX {
+        true => Ok(time),
+        false => Err(D::Error::custom(format!(
+            "expected more than no time and at most {}, found {}",
+            humantime::format_duration(WITHIN_MAX),
+            humantime::format_duration(time)
+        ))),
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
     /// Lines that a channel gets within that time.
     pub(crate) lines: NonZeroUsize,
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "within")]
     pub(crate) within: Duration,
     /// What is done with more.
     pub(crate) policy: Policy,

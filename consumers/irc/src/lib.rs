@@ -88,6 +88,8 @@ struct Irc {
 
 struct Route {
     number: usize,
+    /// Where its format stands, for an error.
+    written: String,
     when: Conditions,
     channels: Vec<Target>,
     format: Template,
@@ -115,7 +117,8 @@ fn build(settings: Settings, context: &Context) -> Result<Irc> {
         return Err(Failure::halt(problem));
     }
     let mut written = settings.routes;
-    if written.is_empty() {
+    let all = written.is_empty();
+    if all {
         written.push(RouteSettings {
             topics: everything(),
             when: Conditions::default(),
@@ -137,11 +140,17 @@ fn build(settings: Settings, context: &Context) -> Result<Irc> {
             connection.stay_in(channel);
         }
         let (topics, when) = (route.topics, route.when);
+        let written = match (&route.format, all) {
+            (_, true) => "`format`".to_owned(),
+            (Some(_), false) => format!("`routes.{number}.format`"),
+            (None, false) => format!("`format`, for `routes.{number}`"),
+        };
         let format = route.format.unwrap_or_else(|| settings.format.clone());
         routes.add(
             &topics,
             Route {
                 number,
+                written,
                 when,
                 channels,
                 format,
@@ -237,7 +246,9 @@ impl Irc {
                 |channel: &&Target| (texts.iter()).all(|(known, _)| known.folded != channel.folded);
             let channels: Vec<&Target> = route.channels.iter().filter(fresh).collect();
             if !channels.is_empty() {
-                let text = route.format.of(message)?;
+                let text = (route.format.of(message)).map_err(|failure| {
+                    Failure::new(failure.verdict(), format!("{}: {failure}", route.written))
+                })?;
                 texts.extend(channels.into_iter().map(|to| (to.clone(), text.clone())));
             }
         }
@@ -363,9 +374,9 @@ mod tests {
             mistakes.iter().map(ToString::to_string).collect()
         };
         let toml = "channels = ['weir']\nformat = '{{ a'\nchanels = []\n\
-                    flood = { lines = 0, policy = 'sumarise' }\n[connection]\n\
+                    flood = { lines = 0, within = '0s', policy = 'sumarise' }\n[connection]\n\
                     server = 'irc.libera.chat'\nnick = 'a b'\nline_rate = '30'\nline_burst = 0\n\
-                    username = 'a b'\nrealname = \"a\\n\"\npassword = 'hunter2'\nnik = 'a'";
+                    username = 'a b'\nrealname = \"a\\n\"\npassword = 'hunter2'\ntimeout = '20h'\nnik = 'a'";
         assert_eq!(
             mistakes(toml),
             [
@@ -374,7 +385,8 @@ mod tests {
                  expected end of variable block",
                 "irc:3:1: chanels: unknown key; did you mean `channels`?",
                 "irc:4:19: flood.lines: expected a whole number of at least 1, found the number 0",
-                "irc:4:31: flood.policy: unknown value `sumarise`; did you mean `summarise`?",
+                "irc:4:31: flood.within: expected more than no time and at most 1day, found 0s",
+                "irc:4:46: flood.policy: unknown value `sumarise`; did you mean `summarise`?",
                 "irc:6:10: connection.server: expected a host and a port such as \
                  \"irc.libera.chat:6697\" or \"[::1]:6667\", found \"irc.libera.chat\"",
                 "irc:7:8: connection.nick: \"a b\" is no nick: it has letters, digits and \
@@ -388,12 +400,27 @@ mod tests {
                  characters, found \"a\\n\"",
                 "irc:12:12: connection.password: expected { file = \"PATH\" } or { env = \"NAME\" }, one \
                  of them: a secret does not stand in the configuration itself",
-                "irc:13:1: connection.nik: unknown key; did you mean `nick`?",
+                "irc:13:11: connection.timeout: expected more than no time and at most 8s, found 20h",
+                "irc:14:1: connection.nik: unknown key; did you mean `nick`?",
             ]
         );
         let connection = "[connection]\nserver = '[::1]:6697'\nnick = 'weir'";
         let with = |more: &str| mistakes(&format!("channels = ['#a']\n{connection}\n{more}"));
         assert!(mistakes(connection)[0].contains("there is nowhere to post"));
+        let keys = mistakes(&format!(
+            "channels = ['#a hunter2', {{ name = '#b', key = 'hunter2' }}, \
+             {{ name = '#b', kex = 1 }}, {{ name = 'b' }}, 7]\n{connection}"
+        ));
+        let in_file = "does not stand in the configuration itself; write";
+        assert!(
+            keys[0].contains(&format!("the key of #a {in_file}")),
+            "{keys:?}"
+        );
+        assert!(
+            keys.iter().all(|told| !told.contains("hunter2")),
+            "{keys:?}"
+        );
+        assert!(keys.iter().any(|told| told.contains(in_file)), "{keys:?}");
         assert!(with("lines_max = 6")[0].contains("less than `line_burst` (6)"));
         assert!(with("tls = false\nca = 'a'")[0].contains("for `tls = true`"));
         let external = "sasl = { account = 'a' }";
@@ -408,12 +435,43 @@ mod tests {
         );
     }
 
+    /// A page is copied: what it shows must not set aside the first message of another form.
+    #[test]
+    fn what_the_page_and_the_sample_show_fails_on_no_message() {
+        let page = include_str!("../../../docs/kinds/irc.md");
+        let mut seen = 0;
+        for text in [page, include_str!("../sample.toml")] {
+            for written in text.split("format = ").skip(1) {
+                let quote = written.chars().next().unwrap();
+                let source = written[1..].split(quote).next().unwrap();
+                let template = Template::new(source).unwrap();
+                for payload in [
+                    &br#"{"msg": {"summary": "s", "agent": "ann", "repo": "r", "commit": "c"}}"#[..],
+                    br#"{"commit": 7}"#,
+                    br#"{"msg": null}"#,
+                    b"{}",
+                    b"[]",
+                    b"null",
+                    b"no json",
+                    b"",
+                    b"\xff\x00",
+                ] {
+                    let now = std::time::SystemTime::UNIX_EPOCH;
+                    let message = Message::new("org.a".into(), payload.into(), now, 1);
+                    template.of(&message).expect(source);
+                }
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 4);
+    }
+
     #[test]
     fn it_stands_what_every_consumer_has_to_stand() {
         let fake = Fake::honest();
         conformance(|| {
             let toml = format!(
-                "channels = ['#weir']\nflood.policy = 'post'\n[connection]\n{}\ntimeout = '60s'",
+                "channels = ['#weir']\nflood.policy = 'post'\n[connection]\n{}\ntimeout = '8s'",
                 fake.toml()
             );
             build(&kind(), &toml, Path::new("")).unwrap()
@@ -439,6 +497,10 @@ mod tests {
         );
         assert_eq!(irc.feed("org.other", "no json"), Err(Verdict::Drop));
         assert_eq!(irc.feed("org.git.push", "{}"), Err(Verdict::DeadLetter));
+        assert_eq!(
+            irc.last_failure().unwrap(),
+            "`routes.0.format`: template, line 1: `json.who` is undefined"
+        );
         assert_eq!(
             fake.said(),
             [

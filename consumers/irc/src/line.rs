@@ -7,8 +7,13 @@
 //! 2. No line is longer, as the server passes it on, than the 512 bytes that a line may have.
 //! 3. A text is cut between characters only.
 
-use serde::de::Error as _;
+use std::fmt;
+use std::path::Path;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use weir_consumer::Secret;
 
 /// A line from the server.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,9 +92,46 @@ pub(crate) fn shown(text: &str) -> String {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Target {
     pub(crate) name: String,
-    pub(crate) key: Option<String>,
+    pub(crate) key: Option<Key>,
     /// The name as the server compares it.
     pub(crate) folded: String,
+}
+
+/// The key of a channel: itself, as a caller of [`post`](crate::Connection::post) gives it, or the
+/// place where the settings say that it is.
+#[derive(Clone, PartialEq)]
+pub(crate) enum Key {
+    Given(String),
+    Kept(Secret),
+}
+
+impl Key {
+    /// The key, which has to be a word of a line.
+    pub(crate) fn read(&self, data_dir: &Path) -> Result<String, String> {
+        match self {
+            Key::Given(key) => Ok(key.clone()),
+            Key::Kept(place) => {
+                let key = place.read(data_dir)?;
+                match is_word(key.expose()) {
+                    true => Ok(key.expose().to_owned()),
+                    false => Err(format!(
+                        "the secret in {place} is no key: one is a word of at most \
+                         {TARGET_BYTES_MAX} bytes"
+                    )),
+                }
+            }
+        }
+    }
+}
+
+/// Does not show it.
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::Given(_) => f.write_str("(secret)"),
+            Key::Kept(place) => write!(f, "{place}"),
+        }
+    }
 }
 
 /// RFC 1459 has no longer ones.
@@ -103,16 +145,11 @@ impl std::str::FromStr for Target {
             Some((name, key)) => (name, Some(key)),
             None => (text, None),
         };
-        let word = |word: &str| {
-            (1..=TARGET_BYTES_MAX).contains(&word.len())
-                && !word.starts_with(':')
-                && !word.contains(|c: char| c == ' ' || c == ',' || c.is_control())
-        };
-        let key_fits = key.is_none_or(|key| word(key) && is_channel(name));
-        match word(name) && key_fits {
+        let key_fits = key.is_none_or(|key| is_word(key) && is_channel(name));
+        match is_word(name) && key_fits {
             true => Ok(Target {
                 name: name.to_owned(),
-                key: key.map(str::to_owned),
+                key: key.map(|key| Key::Given(key.to_owned())),
                 folded: folded(name),
             }),
             false => Err(format!(
@@ -124,18 +161,61 @@ impl std::str::FromStr for Target {
     }
 }
 
+fn is_word(text: &str) -> bool {
+    (1..=TARGET_BYTES_MAX).contains(&text.len())
+        && !text.starts_with(':')
+        && !text.contains(|c: char| c == ' ' || c == ',' || c.is_control())
+}
+
+/// In the settings it is a channel: its name, or `{ name = "#weir", key = { file = "PATH" } }`.
 impl<'de> Deserialize<'de> for Target {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let target: Target = String::deserialize(from)?
-            .parse()
-            .map_err(D::Error::custom)?;
-        match target.is_channel() {
-            true => Ok(target),
-            false => Err(D::Error::custom(format!(
-                "{:?} is no channel: one begins with `#`, `&`, `+` or `!`",
-                target.name
-            ))),
+        struct Written;
+
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Keyed {
+            name: String,
+            key: Option<Secret>,
         }
+
+        impl<'de> Visitor<'de> for Written {
+            type Value = Target;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a channel such as \"#weir\" or { name = \"#weir\", key = { file = \"PATH\" } }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Target, E> {
+                if let Some((name, _)) = text.split_once(' ') {
+                    return Err(E::custom(format!(
+                        "the key of {} does not stand in the configuration itself; write \
+                         {{ name = {:?}, key = {{ file = \"PATH\" }} }}, or {{ env = \"NAME\" }}",
+                        shown(name),
+                        shown(name)
+                    )));
+                }
+                let target: Target = text.parse().map_err(E::custom)?;
+                match target.is_channel() {
+                    true => Ok(target),
+                    false => Err(E::custom(format!(
+                        "{:?} is no channel: one begins with `#`, `&`, `+` or `!`",
+                        target.name
+                    ))),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Target, A::Error> {
+                let keyed = Keyed::deserialize(MapAccessDeserializer::new(map))?;
+                let target: Target = self.visit_str(&keyed.name)?;
+                Ok(Target {
+                    key: keyed.key.map(Key::Kept),
+                    ..target
+                })
+            }
+        }
+
+        from.deserialize_any(Written)
     }
 }
 
@@ -362,7 +442,8 @@ mod tests {
         #[test]
         fn a_target_can_not_become_a_command(text in any::<String>()) {
             if let Ok(target) = text.parse::<Target>() {
-                let line = format!("JOIN {} {}", target.name, target.key.unwrap_or_default());
+                let key = target.key.map(|key| key.read(Path::new("")).unwrap());
+                let line = format!("JOIN {} {}", target.name, key.unwrap_or_default());
                 prop_assert!(line.trim_end().split(' ').count() <= 3);
                 prop_assert!(!line.contains(char::is_control) && !line.contains(','));
             }

@@ -60,7 +60,7 @@ pub struct Server {
     pub(crate) line_burst: Count,
     /// How long a call waits for its turn and the server before it gives up, and how long for the
     /// answer to what it said.
-    #[serde(default = "four_seconds", deserialize_with = "duration")]
+    #[serde(default = "four_seconds", deserialize_with = "timeout")]
     pub(crate) timeout: Duration,
 }
 
@@ -82,6 +82,21 @@ fn six() -> Count {
 
 fn four_seconds() -> Duration {
     Duration::from_secs(4)
+}
+
+/// Longer ones no stop of a hub waits for.
+const TIMEOUT_MAX: Duration = Duration::from_secs(8);
+
+fn timeout<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    let time = duration(from)?;
+    match !time.is_zero() && time <= TIMEOUT_MAX {
+        true => Ok(time),
+        false => Err(D::Error::custom(format!(
+            "expected more than no time and at most {}, found {}",
+            humantime::format_duration(TIMEOUT_MAX),
+            humantime::format_duration(time)
+        ))),
+    }
 }
 
 impl Server {

@@ -218,9 +218,20 @@ impl Session {
     }
 
     /// Asks to be let into a channel: `LINES_TO_KNOCK`.
-    pub(crate) fn knock(&mut self, channel: &Target, until: Instant) -> Result {
-        let key = channel.key.as_ref().map(|key| format!(" {key}"));
-        let key = key.unwrap_or_default();
+    pub(crate) fn knock(&mut self, channel: &Target, data_dir: &Path, until: Instant) -> Result {
+        let key = match &channel.key {
+            None => String::new(),
+            Some(key) => match key.read(data_dir) {
+                Ok(key) => format!(" {key}"),
+                // A matter of this channel alone, and it may be mended by the next time.
+                Err(why) => {
+                    let again = Instant::now() + CHANNEL_PAUSE;
+                    let out = Channel::Out { why, again };
+                    self.channels.insert(channel.folded.clone(), out);
+                    return Ok(());
+                }
+            },
+        };
         let ping = self.ping();
         let lines = format!("JOIN {}{key}\r\n{}", channel.name, pinged(ping));
         self.send(&lines, until)?;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{CertificateError, ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::Server;
 use crate::server::Address;
@@ -260,11 +260,26 @@ fn encrypt(
                 return Err("it does not answer in TLS; is `tls` right for this port?".into());
             }
             Err(error) => {
-                return Err(format!(
-                    "no TLS with it ({error}); is `tls` right for this port?"
-                ));
+                let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+                return Err(match cause {
+                    Some(rustls::Error::InvalidCertificate(why)) => not_accepted(why),
+                    _ => format!("no TLS with it ({error}); is `tls` right for this port?"),
+                });
             }
         }
     }
     Ok(stream)
+}
+
+fn not_accepted(why: &CertificateError) -> String {
+    match why {
+        // What `openssl req -x509` makes. It has no name of its own in rustls.
+        CertificateError::Other(other) if other.0.to_string() == "CaUsedAsEndEntity" => {
+            "its certificate is one of an authority (CA:TRUE), which can't be a server's own; make \
+             one with CA:FALSE, or one that this authority signs"
+                .into()
+        }
+        CertificateError::Other(other) => format!("its certificate is not accepted: {other}"),
+        why => format!("invalid peer certificate: {why}"),
+    }
 }
