@@ -828,7 +828,7 @@ mod tests {
         let parcel = outbox.next(recipient).unwrap().unwrap();
         assert_eq!(
             parcel.notifications[0].text,
-            "org.a\n(template, line 1: undefined value)"
+            "org.a\n(template, line 1: `json.id` is undefined)"
         );
     }
 
